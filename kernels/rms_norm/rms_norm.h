@@ -1,0 +1,61 @@
+// Fused RMSNorm for the CPU.
+//
+// RmsNorm computes, independently for every row r of a [rows, hidden_size]
+// matrix,
+//
+//   y[r][i] = x[r][i] / sqrt(mean_j(x[r][j]^2) + epsilon) * weight[i]
+//
+// (Zhang and Sennrich, "Root Mean Square Layer Normalization",
+// arXiv:1910.07467). AddRmsNorm first forms sum = x + residual, stores it, and
+// normalizes the stored (rounded) sum, as a transformer's residual stream does.
+//
+// Layout. All matrices are row-major and contiguous; rows are hidden_size
+// elements apart. weight has hidden_size elements and is used as it is (a model
+// that scales by 1 + w passes 1 + w); nullptr means no scale. No alignment
+// beyond that of the element type is required.
+//
+// Types. x, residual, sum and y have the same ElementType; weight has that type
+// or kFloat32. Statistics and the product with weight are computed in at least
+// float32 and rounded once to the output type.
+//
+// Aliasing. y may be exactly x (or residual, or sum), and sum may be exactly x
+// or residual; partially overlapping buffers are not allowed.
+//
+// Numerics. A finite row never turns into zeros, infinities or NaN because its
+// sum of squares over- or underflows. NaN and infinity in a row propagate as
+// they do in the formula. The result does not depend on the number of threads.
+#ifndef KERNELS_RMS_NORM_RMS_NORM_H_
+#define KERNELS_RMS_NORM_RMS_NORM_H_
+
+#include <cstddef>
+
+namespace ai_edge_rms_norm {
+
+class ThreadPool;
+
+enum class ElementType : unsigned char { kFloat32, kFloat16, kBFloat16 };
+
+struct RmsNormParams {
+  std::size_t rows = 0;         // 0 is allowed and does nothing.
+  std::size_t hidden_size = 0;  // > 0
+  double epsilon = 0.0;         // > 0 and finite
+  ElementType type = ElementType::kFloat32;
+  ElementType weight_type = ElementType::kFloat32;  // unused without a weight
+};
+
+// pool may be nullptr: everything then runs on the calling thread.
+void RmsNorm(const RmsNormParams& params, const void* x, const void* weight,
+             void* y, ThreadPool* pool = nullptr);
+
+void AddRmsNorm(const RmsNormParams& params, const void* x,
+                const void* residual, const void* weight, void* sum, void* y,
+                ThreadPool* pool = nullptr);
+
+// Name of the kernel variant that this process runs ("avx512", "avx2", "neon",
+// "generic"): the best one that the CPU supports, or the one that the
+// environment variable AI_EDGE_RMS_NORM_VARIANT names, read once.
+const char* RmsNormVariant();
+
+}  // namespace ai_edge_rms_norm
+
+#endif  // KERNELS_RMS_NORM_RMS_NORM_H_

@@ -1,0 +1,123 @@
+"""Runs .tflite models that contain our operators.
+
+`Interpreter` is the LiteRT interpreter with the rms_norm kernels plugged in as an
+external delegate; every other operator runs as it does in the stock interpreter
+(XNNPACK included).
+"""
+
+import os
+import pathlib
+
+from ai_edge_litert import interpreter as litert
+from ai_edge_litert import schema_py_generated as schema
+
+from ai_edge_rms_norm import encoding, flatbuffer, wire_format
+
+__all__ = ["Interpreter", "delegate_path"]
+
+_DELEGATE = pathlib.Path(__file__).parent / "_native" / "librms_norm_delegate.so"
+
+
+def delegate_path() -> str:
+    """Returns the path of the plugin, an external delegate for any TFLite runtime.
+
+    For example `tf.lite.experimental.load_delegate(delegate_path())`. It claims the
+    operators in the `custom` encoding.
+
+    Raises:
+      FileNotFoundError: The package was built without the plugin.
+    """
+    if not _DELEGATE.is_file():
+        raise FileNotFoundError(
+            f"{_DELEGATE} is missing: install the wheel of this platform, or build"
+            " //python/ai_edge_rms_norm with Bazel"
+        )
+    return str(_DELEGATE)
+
+
+def _has_custom_calls(content) -> bool:
+    model = schema.Model.GetRootAs(content)
+    codes = (model.OperatorCodes(i) for i in range(model.OperatorCodesLength()))
+    return any(
+        code.BuiltinCode() == schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL
+        for code in codes
+    )
+
+
+def _resolve_custom_calls(content, name: str) -> bytes | None:
+    """Returns the model with its custom calls as CUSTOM; None if it has none.
+
+    No runtime resolves STABLEHLO_CUSTOM_CALL (the schema says that it has no kernel),
+    while an unresolved CUSTOM operator may be claimed by a delegate.
+    """
+    if not _has_custom_calls(content):
+        return None
+    model = flatbuffer.read(content, name)
+    encoding.translate_model(model, encoding.Encoding.CUSTOM)
+    unknown = sorted(
+        {
+            repr(operator.builtinOptions2.callTargetName.decode())
+            for subgraph in model.subgraphs
+            for operator in subgraph.operators
+            if model.operatorCodes[operator.opcodeIndex].builtinCode
+            == schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL
+        }
+    )
+    if unknown:
+        known = ", ".join(wire_format.CALL_TARGETS)
+        raise ValueError(
+            f"{name} calls {', '.join(unknown)}, which this interpreter does not know;"
+            f" it knows {known}"
+        )
+    return flatbuffer.to_bytes(model)
+
+
+class Interpreter(litert.Interpreter):
+    """A LiteRT interpreter that runs `ai_edge_torch.rms_norm` and `add_rms_norm`.
+
+    It accepts the encodings `stablehlo_custom_call` and `custom`, which run on the
+    fused kernels, and `composite`. Everything else is the stock interpreter's: pass
+    its arguments, use its methods (signatures, resize_tensor_input, ...).
+
+    Args:
+      model_path: Path of a .tflite.
+      model_content: Bytes of a .tflite, instead of a path.
+      experimental_delegates: Further delegates, applied after ours.
+      num_threads: Threads for the kernels and for XNNPACK; default the runtime's.
+      **kwargs: Other arguments of `ai_edge_litert.interpreter.Interpreter`.
+
+    Raises:
+      ValueError: The model is damaged or calls a target that is not known.
+      FileNotFoundError: There is no file at model_path, or no plugin.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike | None = None,
+        model_content: bytes | None = None,
+        experimental_delegates: list | None = None,
+        num_threads: int | None = None,
+        **kwargs,
+    ):
+        if (model_path is None) == (model_content is None):
+            raise ValueError("expected exactly one of model_path and model_content")
+        if model_path is not None:
+            model_path = os.fspath(model_path)
+            resolved = _resolve_custom_calls(
+                flatbuffer.map_file(model_path), model_path
+            )
+        else:
+            flatbuffer.check_header(model_content)
+            resolved = _resolve_custom_calls(model_content, "model_content")
+        if resolved is not None:
+            model_path, model_content = None, resolved
+        super().__init__(
+            model_path=model_path,
+            model_content=model_content,
+            experimental_delegates=[
+                litert.load_delegate(delegate_path()),
+                *(experimental_delegates or ()),
+            ],
+            num_threads=num_threads,
+            **kwargs,
+        )
