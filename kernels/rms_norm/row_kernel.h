@@ -48,14 +48,14 @@ class RowKernel {
 
     // While row r is scaled and written, row r + 1 is read and summed: reads
     // and writes then keep each other company as they do in a copy.
-    double total = Pass<true, false>(n, {x, residual, sum}, {});
+    double total = Pass<true, false>(n, Source{x, residual, sum}, Target{});
     for (std::size_t r = 0; r < args.rows; ++r) {
       const Source next = {Offset(x, n), Offset(residual, n), Offset(sum, n)};
       const T* row = kAddResidual ? sum : x;
       const double mean_plus_epsilon = total * reciprocal_n + args.epsilon;
       const bool last = r + 1 == args.rows;
       if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
-        if (!last) total = Pass<true, false>(n, next, {});
+        if (!last) total = Pass<true, false>(n, next, Target{});
         NormalizeExceptionalRow(kElementType<T>, n, args.epsilon, row,
                                 args.weight, args.weight_type, y);
       } else {
@@ -63,7 +63,7 @@ class RowKernel {
             static_cast<float>(1.0 / __builtin_sqrt(mean_plus_epsilon));
         const Target target = {row, Simd::Set(scale), weight, y};
         if (last) {
-          Pass<false, true>(n, {}, target);
+          Pass<false, true>(n, Source{}, target);
         } else {
           total = Pass<true, true>(n, next, target);
         }

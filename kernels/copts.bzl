@@ -1,0 +1,8 @@
+"""Compiler flags of all C++ targets."""
+
+COPTS = [
+    "-std=c++17",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+]

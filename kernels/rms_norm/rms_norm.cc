@@ -1,0 +1,151 @@
+// Chooses the kernels for this CPU and splits rows over threads.
+#include "kernels/rms_norm/rms_norm.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/rms_norm/kernels.h"
+#include "kernels/rms_norm/thread_pool.h"
+
+namespace ai_edge_rms_norm {
+namespace {
+
+// Below this many bytes read and written per task a second thread does not pay.
+constexpr std::size_t kMinBytesPerTask = std::size_t{64} << 10;
+// More tasks than threads, so that a thread that is late or interrupted does
+// not hold up the others by more than a fraction of its share.
+constexpr std::size_t kTasksPerThread = 4;
+
+// An output beyond this size is written past the caches: all of it could not
+// stay there for its consumer anyway.
+std::size_t StreamThreshold() {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (bytes > 0) return static_cast<std::size_t>(bytes);
+#endif
+  return SIZE_MAX;
+}
+
+struct Dispatch {
+  const char* variant;
+  Kernel kernels[2][3];  // by Op and ElementType
+  std::size_t stream_threshold;
+};
+
+const char* ChooseVariant() {
+  const char* best = nullptr;
+  const char* wanted = std::getenv("AI_EDGE_RMS_NORM_VARIANT");
+  if (wanted != nullptr && *wanted == '\0') wanted = nullptr;
+  bool known = false;
+  for (const KernelInfo& info : AllKernels()) {
+    if (wanted != nullptr && std::strcmp(info.isa, wanted) == 0) {
+      if (info.supported()) return info.isa;
+      known = true;
+    }
+    if (best == nullptr && info.supported()) best = info.isa;
+  }
+  if (wanted != nullptr) {
+    std::fprintf(
+        stderr, "AI_EDGE_RMS_NORM_VARIANT=%s is not %s; using %s instead.\n",
+        wanted, known ? "supported by this CPU" : "a known variant", best);
+  }
+  return best;
+}
+
+const Dispatch& GetDispatch() {
+  static const Dispatch dispatch = [] {
+    Dispatch d = {ChooseVariant(), {}, StreamThreshold()};
+    for (const KernelInfo& info : AllKernels()) {
+      if (std::strcmp(info.isa, d.variant) == 0) {
+        d.kernels[static_cast<int>(info.op)][static_cast<int>(info.type)] =
+            info.kernel;
+      }
+    }
+    return d;
+  }();
+  return dispatch;
+}
+
+std::size_t SizeOf(ElementType type) {
+  return type == ElementType::kFloat32 ? 4 : 2;
+}
+
+const void* Offset(const void* pointer, std::size_t bytes) {
+  return pointer == nullptr ? nullptr
+                            : static_cast<const char*>(pointer) + bytes;
+}
+
+void* Offset(void* pointer, std::size_t bytes) {
+  return pointer == nullptr ? nullptr : static_cast<char*>(pointer) + bytes;
+}
+
+struct Job {
+  Kernel kernel;
+  KernelArgs args;
+  std::size_t row_bytes;
+};
+
+void RunRows(void* context, std::size_t begin, std::size_t end) {
+  const Job& job = *static_cast<const Job*>(context);
+  KernelArgs args = job.args;
+  const std::size_t offset = begin * job.row_bytes;
+  args.rows = end - begin;
+  args.x = Offset(args.x, offset);
+  args.residual = Offset(args.residual, offset);
+  args.sum = Offset(args.sum, offset);
+  args.y = Offset(args.y, offset);
+  job.kernel(args);
+}
+
+void Run(Op op, const RmsNormParams& params, const void* x,
+         const void* residual, const void* weight, void* sum, void* y,
+         ThreadPool* pool) {
+  if (params.rows == 0 || params.hidden_size == 0) return;
+  const Dispatch& dispatch = GetDispatch();
+  Job job;
+  job.kernel =
+      dispatch.kernels[static_cast<int>(op)][static_cast<int>(params.type)];
+  job.row_bytes = params.hidden_size * SizeOf(params.type);
+  const std::size_t y_bytes = params.rows * job.row_bytes;
+  job.args = {params.rows,
+              params.hidden_size,
+              params.epsilon,
+              x,
+              residual,
+              weight,
+              params.weight_type,
+              sum,
+              y,
+              y_bytes > dispatch.stream_threshold};
+
+  if (pool != nullptr && params.rows > 1 && pool->num_threads() > 1) {
+    const std::size_t bytes = y_bytes * (op == Op::kRmsNorm ? 2 : 4);
+    const std::size_t tasks = std::min({params.rows, bytes / kMinBytesPerTask,
+                                        kTasksPerThread * pool->num_threads()});
+    if (tasks > 1) {
+      return pool->ParallelFor(params.rows, tasks, RunRows, &job);
+    }
+  }
+  job.kernel(job.args);
+}
+
+}  // namespace
+
+void RmsNorm(const RmsNormParams& params, const void* x, const void* weight,
+             void* y, ThreadPool* pool) {
+  Run(Op::kRmsNorm, params, x, nullptr, weight, nullptr, y, pool);
+}
+
+void AddRmsNorm(const RmsNormParams& params, const void* x,
+                const void* residual, const void* weight, void* sum, void* y,
+                ThreadPool* pool) {
+  Run(Op::kAddRmsNorm, params, x, residual, weight, sum, y, pool);
+}
+
+const char* RmsNormVariant() { return GetDispatch().variant; }
+
+}  // namespace ai_edge_rms_norm
