@@ -28,17 +28,33 @@ _MODULES = {
     "convert": "converter",
     "delegate_path": "interpreter",
     "find_nodes": "encoding",
+    "kernel_variant": "interpreter",
     "rms_norm": "op",
     "signature": "converter",
     "translate": "encoding",
 }
 
-__all__ = sorted(_MODULES)
+__all__ = [
+    "Converter",
+    "Encoding",
+    "Interpreter",
+    "Model",
+    "RMSNorm",
+    "RmsNormNode",
+    "add_rms_norm",
+    "convert",
+    "delegate_path",
+    "find_nodes",
+    "kernel_variant",
+    "rms_norm",
+    "signature",
+    "translate",
+]
 
 if TYPE_CHECKING:
     from ai_edge_rms_norm.converter import Converter, convert, signature
     from ai_edge_rms_norm.encoding import Encoding, RmsNormNode, find_nodes, translate
-    from ai_edge_rms_norm.interpreter import Interpreter, delegate_path
+    from ai_edge_rms_norm.interpreter import Interpreter, delegate_path, kernel_variant
     from ai_edge_rms_norm.model import Model
     from ai_edge_rms_norm.nn import RMSNorm
     from ai_edge_rms_norm.op import add_rms_norm, rms_norm

@@ -5,6 +5,7 @@ external delegate; every other operator runs as it does in the stock interpreter
 (XNNPACK included).
 """
 
+import ctypes
 import os
 import pathlib
 
@@ -13,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ai_edge_rms_norm import encoding, flatbuffer, wire_format
 
-__all__ = ["Interpreter", "delegate_path"]
+__all__ = ["Interpreter", "delegate_path", "kernel_variant"]
 
 _DELEGATE = pathlib.Path(__file__).parent / "_native" / "librms_norm_delegate.so"
 
@@ -35,7 +36,19 @@ def delegate_path() -> str:
     return str(_DELEGATE)
 
 
+def kernel_variant() -> str:
+    """Returns the kernel variant of this CPU: avx512, avx2, neon or generic.
+
+    Raises:
+      FileNotFoundError: The package was built without the plugin.
+    """
+    variant = ctypes.CDLL(delegate_path()).ai_edge_rms_norm_variant
+    variant.restype = ctypes.c_char_p
+    return variant().decode()
+
+
 def _has_custom_calls(content) -> bool:
+    # Reads the table of operator codes only: a mapped file stays on disk.
     model = schema.Model.GetRootAs(content)
     codes = (model.OperatorCodes(i) for i in range(model.OperatorCodesLength()))
     return any(

@@ -58,7 +58,11 @@ def decode_backend_config(backend_config: str) -> float:
 
 def encode_custom_options(epsilon: float) -> bytes:
     """Returns the FlexBuffers map {"epsilon": epsilon}."""
-    return bytes(flexbuffers.Dumps({"epsilon": float(epsilon)}))
+    builder = flexbuffers.Builder()
+    with builder.Map():
+        builder.Key("epsilon")
+        builder.Float(float(epsilon), byte_width=8)
+    return bytes(builder.Finish())
 
 
 def decode_custom_options(custom_options: bytes) -> float:

@@ -1,0 +1,184 @@
+"""The main job: PyTorch blocks to .tflite with fused RMSNorm, run and compared.
+
+Prints the operators of each model, its agreement with PyTorch and what fusing gains;
+exits with status 1 when an output does not agree.
+"""
+
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from importlib import metadata
+
+import numpy as np
+import torch
+from absl import app, flags
+from ai_edge_litert import interpreter as litert
+from ai_edge_litert import schema_py_generated as schema
+from rich.console import Console
+from rich.table import Table
+
+import ai_edge_rms_norm as arn
+from ai_edge_rms_norm import flatbuffer
+from demo import transformer
+
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for the .tflite files; default: a temporary one."
+)
+_THREADS = flags.DEFINE_integer("threads", 1, "Threads of the interpreters.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 200, "Timed rounds, interleaved.", 1)
+
+# float32 arithmetic in another order: agreement relative to the largest output.
+_TOLERANCE = 1e-5
+
+_OPERATOR_NAMES = {
+    value: name
+    for name, value in vars(schema.BuiltinOperator).items()
+    if name.isupper()
+}
+
+
+def _models(norm: transformer.NormFactory):
+    hidden = 640
+    yield (
+        "mlp_block",
+        transformer.MlpBlock(norm, hidden, 2048),
+        torch.randn(1, 16, hidden, generator=torch.Generator().manual_seed(1)),
+    )
+    yield (
+        "decoder_layer",
+        transformer.DecoderLayer(norm, hidden, 2048, 4, 1, 256),
+        torch.randn(1, 16, hidden, generator=torch.Generator().manual_seed(2)),
+    )
+
+
+def _operators(content: bytes) -> dict[str, int]:
+    """Counts operators by name; custom calls by their call target."""
+    model = flatbuffer.read(content)
+    targets = {(n.subgraph, n.operator): n.call_target for n in arn.find_nodes(model)}
+    counts: dict[str, int] = {}
+    for s, subgraph in enumerate(model.subgraphs):
+        for o, operator in enumerate(subgraph.operators):
+            code = model.operatorCodes[operator.opcodeIndex].builtinCode
+            name = _OPERATOR_NAMES[code]
+            if (s, o) in targets:
+                name = f"{name} {targets[s, o]}"
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _median_times(runs: dict[str, callable], rounds: int) -> dict[str, float]:
+    """Returns the median seconds of each, one call of each per round."""
+    times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(samples) for name, samples in times.items()}
+
+
+def _set_up(interpreter: litert.Interpreter, x: np.ndarray) -> litert.Interpreter:
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    return interpreter
+
+
+def _output(interpreter: litert.Interpreter) -> np.ndarray:
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def _run(console: Console, folder: pathlib.Path) -> bool:
+    agrees = True
+    fused_models = _models(arn.RMSNorm)
+    decomposed_models = _models(transformer.DecomposedRMSNorm)
+    results = Table(title="fused against PyTorch and against the decomposed graph")
+    for column in (
+        "model",
+        "max abs error",
+        "max rel error",
+        "conversion s",
+        "fused kB",
+        "decomposed kB",
+        "fused µs",
+        "decomposed µs",
+        "speed-up",
+    ):
+        results.add_column(column, justify="right")
+
+    for (name, fused, x), (_, decomposed, _) in zip(
+        fused_models, decomposed_models, strict=True
+    ):
+        transformer.randomize(fused)
+        decomposed.load_state_dict(fused.state_dict())
+        start = time.perf_counter()
+        model = arn.convert(fused, (x,))
+        conversion_time = time.perf_counter() - start
+        path = folder / f"{name}.tflite"
+        model.export(path)
+        decomposed_content = bytes(arn.convert(decomposed.eval(), (x,)))
+
+        operators = Table("operator", "count", title=str(path))
+        for operator, count in _operators(bytes(model)).items():
+            operators.add_row(operator, str(count))
+        console.print(operators)
+
+        ours = _set_up(
+            arn.Interpreter(model_path=path, num_threads=_THREADS.value), x.numpy()
+        )
+        stock = _set_up(
+            litert.Interpreter(
+                model_content=decomposed_content, num_threads=_THREADS.value
+            ),
+            x.numpy(),
+        )
+        with torch.no_grad():
+            expected = fused(x).numpy()
+        error = np.abs(_output(ours) - expected)
+        scale = np.abs(expected).max()
+        agrees &= bool(error.max() <= _TOLERANCE * scale)  # False for NaN, too.
+        times = _median_times(
+            {"fused": ours.invoke, "decomposed": stock.invoke}, _ROUNDS.value
+        )
+        results.add_row(
+            name,
+            f"{error.max():.2e}",
+            f"{error.max() / scale:.2e}",
+            f"{conversion_time:.2f}",
+            f"{len(bytes(model)) / 1e3:.1f}",
+            f"{len(decomposed_content) / 1e3:.1f}",
+            f"{times['fused'] * 1e6:.1f}",
+            f"{times['decomposed'] * 1e6:.1f}",
+            f"{times['decomposed'] / times['fused']:.2f}x",
+        )
+    console.print(results)
+    return agrees
+
+
+def main(_) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    folder = pathlib.Path(_OUTPUT.value or tempfile.mkdtemp(prefix="rms_norm_demo_"))
+    # `bazel run` changes the folder; paths are relative to where the user is.
+    folder = pathlib.Path(os.environ.get("BUILD_WORKING_DIRECTORY", ".")) / folder
+    agrees = _run(console, folder)
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}"
+        for name in ("torch", "litert-torch", "ai-edge-litert")
+    )
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} CPUs, kernel variant"
+        f" {arn.kernel_variant()}, {_THREADS.value} thread(s), median of"
+        f" {_ROUNDS.value} interleaved rounds; {versions}"
+    )
+    if not agrees:
+        console.print(f"[red]the outputs differ by more than {_TOLERANCE} of the scale")
+        sys.exit(1)
+    console.print(f"the outputs agree within {_TOLERANCE} of the largest output")
+
+
+if __name__ == "__main__":
+    app.run(main)
