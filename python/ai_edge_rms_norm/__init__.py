@@ -63,7 +63,14 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{__name__}.{name} needs the package {error.name!r}:"
+            " pip install 'ai-edge-rms-norm[convert]'",
+            name=error.name,
+        ) from error
     return getattr(module, name)
 
 

@@ -1,0 +1,247 @@
+"""RMSNorm of several runtimes at several shapes, in one process.
+
+    bazel run //benchmarks:compare -- --output $PWD/results
+
+Float32 with a random weight (a weight of ones would be folded away). The rounds are
+interleaved; the table gives the median time and its ratio to a memcpy of the same
+bytes in the same round, and the largest error in units in the last place (ulp)
+against float64. Writes compare.json and compare.png to --output.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from absl import app, flags
+from ai_edge_litert import interpreter as litert
+from rich.console import Console
+from rich.table import Table
+
+import ai_edge_rms_norm as arn
+from ai_edge_rms_norm import flatbuffer
+from benchmarks import timing
+from demo import transformer
+
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON and the plot.")
+_THREADS = flags.DEFINE_integer("threads", 1, "Threads of every runtime.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 31, "Interleaved rounds.", 3)
+_SHAPES = flags.DEFINE_list(
+    "shapes",
+    "1x640,1x1152,1x2048,1x4096,4x256,16x2048,128x640,128x2304,512x4096,1024x1152,"
+    "2048x8192",
+    "Shapes, rows x hidden size.",
+)
+
+_EPSILON = 1e-6
+_MEMCPY = "memcpy"
+
+
+@dataclasses.dataclass
+class Contestant:
+    """One runtime at one shape: how to run it and how to read its last output."""
+
+    run: Callable[[], object]
+    output: Callable[[], np.ndarray]
+
+
+def _interpreter(interpreter: litert.Interpreter, x: np.ndarray) -> Contestant:
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    index = interpreter.get_output_details()[0]["index"]
+    return Contestant(interpreter.invoke, lambda: interpreter.get_tensor(index))
+
+
+def _tflite(x: np.ndarray, weight: np.ndarray) -> dict[str, Contestant]:
+    fused = arn.RMSNorm(x.shape[-1], _EPSILON)
+    fused.weight.data = torch.from_numpy(weight)
+    decomposed = transformer.DecomposedRMSNorm(x.shape[-1], _EPSILON)
+    decomposed.load_state_dict(fused.state_dict())
+    sample = (torch.from_numpy(x),)
+    model = arn.convert(fused.eval(), sample)
+    threads = {"num_threads": _THREADS.value}
+
+    def stock(content: bytes) -> Contestant:
+        return _interpreter(litert.Interpreter(model_content=content, **threads), x)
+
+    contestants = {
+        f"ours, {encoding.value}": _interpreter(
+            model.translate(encoding).interpreter(**threads), x
+        )
+        for encoding in arn.Encoding
+    }
+    contestants["LiteRT, decomposed"] = stock(
+        bytes(arn.convert(decomposed.eval(), sample))
+    )
+    contestants["LiteRT, composite"] = stock(bytes(model.translate("composite")))
+    return contestants
+
+
+def _torch(x: np.ndarray, weight: np.ndarray) -> dict[str, Contestant]:
+    torch.set_num_threads(_THREADS.value)
+    x, weight = torch.from_numpy(x), torch.from_numpy(weight)
+
+    def norm(x, weight):
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, _EPSILON)
+
+    compiled = torch.compile(norm, fullgraph=True, dynamic=False)
+    return {
+        "torch, eager": Contestant(
+            lambda: norm(x, weight), lambda: norm(x, weight).numpy()
+        ),
+        "torch, compiled": Contestant(
+            lambda: compiled(x, weight), lambda: compiled(x, weight).numpy()
+        ),
+    }
+
+
+def _onnxruntime(x: np.ndarray, weight: np.ndarray) -> dict[str, Contestant]:
+    import onnxruntime  # A peer that may be absent.
+    from onnx import TensorProto, helper
+
+    node = helper.make_node(
+        "SimplifiedLayerNormalization", ["x", "w"], ["y"], axis=-1, epsilon=_EPSILON
+    )
+    graph = helper.make_graph(
+        [node],
+        "rms_norm",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, weight.shape),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, x.shape)],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _THREADS.value
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    y = np.empty_like(x)
+    binding = session.io_binding()
+    for name, value in (("x", x), ("w", weight)):
+        binding.bind_cpu_input(name, value)
+    ort_y = onnxruntime.OrtValue.ortvalue_from_numpy(y)
+    binding.bind_ortvalue_output("y", ort_y)
+    return {
+        "ONNX Runtime": Contestant(
+            lambda: session.run_with_iobinding(binding), ort_y.numpy
+        )
+    }
+
+
+def _memcpy(x: np.ndarray) -> Contestant:
+    y = np.empty_like(x)
+    return Contestant(lambda: np.copyto(y, x), lambda: y)
+
+
+def _max_ulp(y: np.ndarray, x: np.ndarray, weight: np.ndarray) -> float:
+    x = x.astype(np.float64)
+    exact = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + _EPSILON) * weight
+    return float(
+        np.max(np.abs(y - exact) / np.spacing(np.abs(exact, dtype=np.float32)))
+    )
+
+
+def _contestants(
+    x: np.ndarray, weight: np.ndarray, left_out: dict[str, str]
+) -> dict[str, Contestant]:
+    contestants = {_MEMCPY: _memcpy(x), **_tflite(x, weight), **_torch(x, weight)}
+    try:
+        contestants |= _onnxruntime(x, weight)
+    except ImportError as error:
+        left_out["ONNX Runtime"] = str(error)
+    return contestants
+
+
+def _measure(
+    shape: tuple[int, int], left_out: dict[str, str]
+) -> dict[str, dict[str, float]]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape, dtype=np.float32)
+    weight = 1 + 0.1 * rng.standard_normal(shape[-1], dtype=np.float32)
+    contestants = _contestants(x, weight, left_out)
+    timings = timing.interleaved(
+        {name: c.run for name, c in contestants.items()}, _MEMCPY, _ROUNDS.value
+    )
+    result = {}
+    for name, contestant in contestants.items():
+        result[name] = dataclasses.asdict(timings[name])
+        if name != _MEMCPY:
+            result[name]["max_ulp"] = _max_ulp(contestant.output(), x, weight)
+    return result
+
+
+def _table(results: dict[str, dict]) -> Table:
+    table = Table(title="µs (ratio to memcpy); the last column over all shapes")
+    table.add_column("runtime")
+    for shape in results:
+        table.add_column(shape, justify="right")
+    table.add_column("max ulp", justify="right")
+    for name in next(iter(results.values())):
+        cells = [
+            f"{r[name]['median'] * 1e6:.2f} ({r[name]['ratio']:.2f})"
+            for r in results.values()
+        ]
+        errors = [r[name].get("max_ulp") for r in results.values()]
+        table.add_row(name, *cells, "" if None in errors else f"{max(errors):.1f}")
+    return table
+
+
+def _plot(results: dict[str, dict], title: str, path: pathlib.Path) -> None:
+    figure, axes = plt.subplots(figsize=(12, 6), layout="constrained")
+    shapes = list(results)
+    for name in next(iter(results.values())):
+        ratios = [results[shape][name]["ratio"] for shape in shapes]
+        style = "k--" if name == _MEMCPY else "o-" if name.startswith("ours") else ".:"
+        axes.plot(shapes, ratios, style, label=name)
+    axes.set(yscale="log", ylabel="time / time of memcpy", title=title)
+    axes.set_xlabel("rows x hidden size, float32")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _parse(shape: str) -> tuple[int, int]:
+    try:
+        rows, hidden_size = (int(size) for size in shape.split("x"))
+    except ValueError:
+        rows = hidden_size = 0
+    if rows < 1 or hidden_size < 1:
+        raise app.UsageError(f"--shapes: expected ROWSxHIDDEN, got {shape!r}")
+    return rows, hidden_size
+
+
+def main(_) -> None:
+    shapes = {shape: _parse(shape) for shape in _SHAPES.value}
+    left_out: dict[str, str] = {}
+    results = {name: _measure(shape, left_out) for name, shape in shapes.items()}
+
+    packages = ("torch", "litert-torch", "ai-edge-litert", "onnxruntime", "numpy")
+    facts = timing.machine(packages)
+    facts |= {"kernel variant": arn.kernel_variant(), "threads": str(_THREADS.value)}
+    facts |= {"rounds": str(_ROUNDS.value)}
+    console = Console(width=200)
+    console.print(_table(results))
+    for name, value in facts.items():
+        console.print(f"{name}: {value}")
+    for name, reason in left_out.items():
+        console.print(f"left out: {name} ({reason})")
+    if _OUTPUT.value:
+        folder = pathlib.Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."))
+        folder /= _OUTPUT.value
+        report = {"machine": facts, "left_out": left_out, "results": results}
+        text = json.dumps(report, indent=1) + "\n"
+        flatbuffer.write_file(folder / "compare.json", text.encode())
+        title = f"{facts['cpu']}, {_THREADS.value} thread(s)"
+        _plot(results, title, folder / "compare.png")
+
+
+if __name__ == "__main__":
+    app.run(main)

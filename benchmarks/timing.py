@@ -1,0 +1,100 @@
+"""Interleaved timing of several callables, and what a report says of the machine."""
+
+import dataclasses
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+
+__all__ = ["Timing", "interleaved", "machine"]
+
+_SAMPLE_SECONDS = 2e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds per call over the rounds, and the ratio to the baseline's.
+
+    Attributes:
+      median: Median seconds per call.
+      low: First quartile.
+      high: Third quartile.
+      ratio: Median over the rounds of this time divided by the baseline's.
+    """
+
+    median: float
+    low: float
+    high: float
+    ratio: float
+
+
+def _calls_per_sample(run: Callable[[], object]) -> int:
+    calls = 1
+    while True:
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        elapsed = time.perf_counter() - start
+        if elapsed >= _SAMPLE_SECONDS / 4:
+            return max(1, round(calls * _SAMPLE_SECONDS / elapsed))
+        calls *= 4
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], baseline: str, rounds: int
+) -> dict[str, Timing]:
+    """Times every callable once per round, so that all see the same machine.
+
+    Args:
+      runs: What to call, by name.
+      baseline: The name that ratios refer to.
+      rounds: Number of rounds, at least 3. A sample is repeated calls of about 2 ms.
+
+    Raises:
+      ValueError: `rounds` is too small for quartiles.
+    """
+    if rounds < 3:
+        raise ValueError(f"rounds must be at least 3, got {rounds}")
+    calls = {name: _calls_per_sample(run) for name, run in runs.items()}
+    samples = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            count = calls[name]
+            start = time.perf_counter()
+            for _ in range(count):
+                run()
+            samples[name].append((time.perf_counter() - start) / count)
+    result = {}
+    for name, times in samples.items():
+        low, median, high = statistics.quantiles(times, n=4)
+        ratios = [t / b for t, b in zip(times, samples[baseline], strict=True)]
+        result[name] = Timing(median, low, high, statistics.median(ratios))
+    return result
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith(("model name", "CPU part")):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def machine(packages: tuple[str, ...]) -> dict[str, str]:
+    """Returns the CPU, the system and the versions of the packages installed."""
+    facts = {
+        "cpu": f"{_cpu_name()}, {os.cpu_count()} CPUs, {platform.machine()}",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+    for package in packages:
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts
