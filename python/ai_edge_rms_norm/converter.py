@@ -1,23 +1,76 @@
 """Converts PyTorch modules to .tflite, with our operators as one operator each."""
 
+import enum
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import litert_torch
 import torch
+from absl import logging
 
 import ai_edge_rms_norm.lowering  # noqa: F401  Registers the lowerings.
-from ai_edge_rms_norm.encoding import Encoding, translate
+from ai_edge_rms_norm import encoding as encoding_lib
+from ai_edge_rms_norm import flatbuffer, front_end, tensorflow_backend
+from ai_edge_rms_norm.encoding import Encoding
 from ai_edge_rms_norm.model import DEFAULT_SIGNATURE, Model
 
-__all__ = ["Converter", "convert", "signature"]
+__all__ = ["METADATA", "Backend", "Converter", "convert", "signature"]
+
+# Name of the metadata entry of a model that says what converted it, for people.
+METADATA = "ai_edge_rms_norm.converter"
+
+
+class Backend(str, enum.Enum):
+    """What turns StableHLO into a .tflite.
+
+    AUTO: LITERT where litert-converter is installed, else TENSORFLOW.
+    LITERT: litert-converter, which has no wheel for ARM64 Linux.
+    TENSORFLOW: The converter in TensorFlow.
+    """
+
+    AUTO = "auto"
+    LITERT = "litert"
+    TENSORFLOW = "tensorflow"
+
+    @classmethod
+    def _missing_(cls, value):
+        names = ", ".join(repr(e.value) for e in cls)
+        raise ValueError(f"backend must be one of {names}, got {value!r}")
+
+
+def _choose(backend: Backend) -> Backend:
+    if backend == Backend.AUTO:
+        return Backend.LITERT if front_end.CONVERTER else Backend.TENSORFLOW
+    if backend == Backend.LITERT and not front_end.CONVERTER:
+        raise ImportError(
+            "the backend litert needs litert-torch with litert-converter; installed is"
+            f" {front_end.NAME}"
+        )
+    return backend
+
+
+def _convert_with_litert(
+    signatures: Sequence[front_end.Signature], **options
+) -> tuple[bytes, str]:
+    import litert_torch
+
+    converter = litert_torch.Converter()
+    for s in signatures:
+        converter.signature(
+            s.name,
+            s.module,
+            s.sample_args,
+            s.sample_kwargs,
+            dynamic_shapes=s.dynamic_shapes,
+        )
+    content = converter.convert(**options).model_content()
+    return content, f"{front_end.NAME}, {front_end.CONVERTER}"
 
 
 class Converter:
     """Collects signatures and converts them into one model."""
 
     def __init__(self):
-        self._converter = litert_torch.Converter()
+        self._signatures: list[front_end.Signature] = []
 
     def signature(
         self,
@@ -47,22 +100,36 @@ class Converter:
             )
         if isinstance(args, torch.Tensor):
             raise TypeError("args must be a tuple of tensors, got a tensor: write (x,)")
-        self._converter.signature(
-            name,
-            module,
-            None if args is None else tuple(args),
-            None if kwargs is None else dict(kwargs),
-            dynamic_shapes=dynamic_shapes,
+        if args is None and kwargs is None:
+            raise ValueError(f"signature {name!r} has no example inputs")
+        if any(s.name == name for s in self._signatures):
+            raise ValueError(f"there is a signature {name!r} already")
+        self._signatures.append(
+            front_end.Signature(
+                name, module, tuple(args or ()), dict(kwargs or {}), dynamic_shapes
+            )
         )
         return self
 
     def convert(
-        self, *, encoding: Encoding | str = Encoding.STABLEHLO_CUSTOM_CALL, **options
+        self,
+        *,
+        encoding: Encoding | str = Encoding.STABLEHLO_CUSTOM_CALL,
+        backend: Backend | str = Backend.AUTO,
+        **options,
     ) -> Model:
         """Converts the signatures; arguments as for the function `convert`."""
         encoding = Encoding(encoding)
-        content = self._converter.convert(**options).model_content()
-        return Model(translate(content, encoding))
+        backend = _choose(Backend(backend))
+        if backend == Backend.LITERT:
+            content, converter = _convert_with_litert(self._signatures, **options)
+        else:
+            content, converter = tensorflow_backend.convert(self._signatures, **options)
+        logging.info("Converted with the backend %s: %s", backend.value, converter)
+        model = flatbuffer.read(content)
+        encoding_lib.translate_model(model, encoding)
+        flatbuffer.set_metadata(model, METADATA, converter.encode())
+        return Model(flatbuffer.to_bytes(model))
 
 
 def signature(
@@ -93,6 +160,7 @@ def convert(
     kwargs: Mapping[str, torch.Tensor] | None = None,
     *,
     encoding: Encoding | str = Encoding.STABLEHLO_CUSTOM_CALL,
+    backend: Backend | str = Backend.AUTO,
     dynamic_shapes: Any = None,
     **options,
 ) -> Model:
@@ -104,17 +172,23 @@ def convert(
       kwargs: Example inputs by name.
       encoding: How our operators are written: `stablehlo_custom_call` (op 173),
         `custom` (builtin CUSTOM) or `composite` (`odml.rms_norm`).
+      backend: `litert`, `tensorflow`, or `auto`: litert where litert-converter is
+        installed, else tensorflow.
       dynamic_shapes: As `torch.export.export` takes it; None for static shapes.
-      **options: Passed to `litert_torch.Converter.convert`, for example quant_config.
+      **options: Passed to `litert_torch.Converter.convert`, for example quant_config,
+        or to `tensorflow_backend.convert`.
 
     Returns:
-      The model.
+      The model. Its metadata entry `ai_edge_rms_norm.converter` says what converted
+      it.
 
     Raises:
+      ImportError: What the backend needs is not installed.
+      RuntimeError: The converter rejects the model.
       TypeError: module or args has the wrong type.
-      ValueError: The encoding is unknown, or no inputs are given.
+      ValueError: The encoding or the backend is unknown, or no inputs are given.
     """
-    encoding = Encoding(encoding)
+    encoding, backend = Encoding(encoding), Backend(backend)
     return signature(
         DEFAULT_SIGNATURE, module, args, kwargs, dynamic_shapes=dynamic_shapes
-    ).convert(encoding=encoding, **options)
+    ).convert(encoding=encoding, backend=backend, **options)

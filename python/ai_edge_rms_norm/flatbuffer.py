@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "map_file",
     "read",
+    "set_metadata",
     "sort_operator_codes",
     "to_bytes",
     "write_file",
@@ -185,6 +186,18 @@ def append_buffer(model: schema.ModelT, data: np.ndarray) -> int:
     """Appends a buffer of uint8 data and returns its index."""
     model.buffers.append(_AlignedBuffer(data))
     return len(model.buffers) - 1
+
+
+def set_metadata(model: schema.ModelT, name: str, value: bytes) -> None:
+    """Sets a metadata entry of the model, new or existing."""
+    data = np.frombuffer(value, np.uint8)
+    model.metadata = model.metadata or []
+    for entry in model.metadata:
+        if entry.name == name.encode():
+            model.buffers[entry.buffer].data = data
+            return
+    buffer = append_buffer(model, data)
+    model.metadata.append(schema.MetadataT(name=name.encode(), buffer=buffer))
 
 
 def intern_operator_code(

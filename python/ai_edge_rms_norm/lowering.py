@@ -1,6 +1,6 @@
 """Lowers the operators of `ai_edge_rms_norm.op` to `stablehlo.custom_call`.
 
-Importing this module registers the lowerings with litert-torch, so that
+Importing this module registers the lowerings with the front end, so that, for example,
 `litert_torch.convert` accepts the operators, too.
 
 The custom call uses api_version 1 (a string backend_config; StableHLO
@@ -12,12 +12,10 @@ specification, section custom_call), because exporters to .tflite accept no othe
 """
 
 import torch
-from litert_converter.mlir import ir
-from litert_converter.mlir.dialects import stablehlo
-from litert_torch.backend import lowerings
 
 import ai_edge_rms_norm.op  # noqa: F401  Defines the operators.
 from ai_edge_rms_norm import wire_format
+from ai_edge_rms_norm.front_end import ir, lower, stablehlo
 
 __all__ = []
 
@@ -45,11 +43,11 @@ def _custom_call(
     )
 
 
-@lowerings.lower(torch.ops.ai_edge_torch.custom_rms_norm)
+@lower(torch.ops.ai_edge_torch.custom_rms_norm)
 def _lower_rms_norm(lctx, x, weight, epsilon=1e-6):
     return _custom_call(wire_format.RMS_NORM, [x, weight], 1, epsilon)
 
 
-@lowerings.lower(torch.ops.ai_edge_torch.custom_add_rms_norm)
+@lower(torch.ops.ai_edge_torch.custom_add_rms_norm)
 def _lower_add_rms_norm(lctx, x, residual, weight, epsilon=1e-6):
     return _custom_call(wire_format.ADD_RMS_NORM, [x, residual, weight], 2, epsilon)
