@@ -1,0 +1,257 @@
+#include "kernels/tflite/rms_norm_node.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdlib>
+#include <string>
+
+#include "kernels/rms_norm/thread_pool.h"
+
+namespace ai_edge_rms_norm {
+namespace {
+
+std::string ShapeName(const TfLiteIntArray* dims) {
+  std::string name = "[";
+  for (int i = 0; i < dims->size; ++i) {
+    if (i > 0) name += ", ";
+    name += std::to_string(dims->data[i]);
+  }
+  return name + "]";
+}
+
+bool SameShape(const TfLiteIntArray* a, const TfLiteIntArray* b) {
+  return a->size == b->size && std::equal(a->data, a->data + a->size, b->data);
+}
+
+std::size_t ElementSize(ElementType type) {
+  return type == ElementType::kFloat32 ? 4 : 2;
+}
+
+}  // namespace
+
+TfLiteIntArray* NewIntArray(const int* data, int size) {
+  auto* array = static_cast<TfLiteIntArray*>(
+      std::malloc(sizeof(TfLiteIntArray) + size * sizeof(int)));
+  if (array == nullptr) return nullptr;
+  array->size = size;
+  std::copy(data, data + size, array->data);
+  return array;
+}
+
+bool ToElementType(TfLiteType type, ElementType* element_type) {
+  switch (type) {
+    case kTfLiteFloat32:
+      *element_type = ElementType::kFloat32;
+      return true;
+    case kTfLiteFloat16:
+      *element_type = ElementType::kFloat16;
+      return true;
+    case kTfLiteBFloat16:
+      *element_type = ElementType::kBFloat16;
+      return true;
+    default:
+      return false;
+  }
+}
+
+std::string TypeName(TfLiteType type) {
+  switch (type) {
+    case kTfLiteFloat32:
+      return "float32";
+    case kTfLiteInt32:
+      return "int32";
+    case kTfLiteUInt8:
+      return "uint8";
+    case kTfLiteInt64:
+      return "int64";
+    case kTfLiteInt16:
+      return "int16";
+    case kTfLiteInt8:
+      return "int8";
+    case kTfLiteFloat16:
+      return "float16";
+    case kTfLiteFloat64:
+      return "float64";
+    case kTfLiteBFloat16:
+      return "bfloat16";
+    default:
+      return "TfLiteType " + std::to_string(type);
+  }
+}
+
+RmsNormNode::RmsNormNode(RmsNormOp op, const RmsNormOptions& options)
+    : op_(op) {
+  params_.epsilon = options.epsilon;
+}
+
+const char* RmsNormNode::name() const {
+  return op_ == RmsNormOp::kRmsNorm ? kRmsNormName : kAddRmsNormName;
+}
+
+TfLiteStatus RmsNormNode::Error(TfLiteContext* context,
+                                const std::string& message) const {
+  context->ReportError(context, "%s: %s", name(), message.c_str());
+  return kTfLiteError;
+}
+
+TfLiteStatus RmsNormNode::CheckIndex(TfLiteContext* context, int index,
+                                     const char* operand) const {
+  if (index >= 0 && static_cast<std::size_t>(index) < context->tensors_size) {
+    return kTfLiteOk;
+  }
+  return Error(context, std::string(operand) + " must be a tensor, got index " +
+                            std::to_string(index));
+}
+
+TfLiteStatus RmsNormNode::Bind(TfLiteContext* context,
+                               const TfLiteIntArray* inputs,
+                               const TfLiteIntArray* outputs) {
+  const bool add = op_ == RmsNormOp::kAddRmsNorm;
+  const int min_inputs = add ? 2 : 1;
+  const int num_outputs = add ? 2 : 1;
+  if (inputs->size != min_inputs && inputs->size != min_inputs + 1) {
+    return Error(context, std::string("expected inputs ") +
+                              (add ? "x, residual[, weight]" : "x[, weight]") +
+                              ", got " + std::to_string(inputs->size) +
+                              " inputs");
+  }
+  if (outputs->size != num_outputs) {
+    return Error(context, std::string("expected ") +
+                              (add ? "outputs sum, y" : "output y") + ", got " +
+                              std::to_string(outputs->size) + " outputs");
+  }
+  x_ = inputs->data[0];
+  residual_ = add ? inputs->data[1] : kTfLiteOptionalTensor;
+  weight_ = inputs->size > min_inputs ? inputs->data[min_inputs]
+                                      : kTfLiteOptionalTensor;
+  sum_ = add ? outputs->data[0] : kTfLiteOptionalTensor;
+  y_ = outputs->data[num_outputs - 1];
+
+  for (const int output : {sum_, y_}) {
+    if (output == kTfLiteOptionalTensor) continue;
+    if (output == x_ || output == residual_ || output == weight_) {
+      return Error(context, "tensor " + std::to_string(output) +
+                                " is both an input and an output");
+    }
+  }
+  if (add && sum_ == y_) {
+    return Error(context,
+                 "sum and y are the same tensor " + std::to_string(y_));
+  }
+  return kTfLiteOk;
+}
+
+TfLiteStatus RmsNormNode::PrepareOutput(TfLiteContext* context, int index,
+                                        const char* operand) const {
+  const TfLiteTensor& x = context->tensors[x_];
+  TfLiteTensor& output = context->tensors[index];
+  if (output.type != x.type) {
+    return Error(context, std::string(operand) + " must have the type of x, " +
+                              TypeName(x.type) + ", got " +
+                              TypeName(output.type));
+  }
+  if (output.allocation_type == kTfLiteMmapRo) {
+    return Error(context, std::string(operand) + " is a constant tensor");
+  }
+  if (SameShape(output.dims, x.dims)) return kTfLiteOk;
+  TfLiteIntArray* shape = NewIntArray(x.dims->data, x.dims->size);
+  if (shape == nullptr) return Error(context, "out of memory");
+  return context->ResizeTensor(context, &output, shape);
+}
+
+TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
+  const bool add = op_ == RmsNormOp::kAddRmsNorm;
+  if (CheckIndex(context, x_, "x") != kTfLiteOk ||
+      CheckIndex(context, y_, "y") != kTfLiteOk ||
+      (add && (CheckIndex(context, residual_, "residual") != kTfLiteOk ||
+               CheckIndex(context, sum_, "sum") != kTfLiteOk)) ||
+      (weight_ != kTfLiteOptionalTensor &&
+       CheckIndex(context, weight_, "weight") != kTfLiteOk)) {
+    return kTfLiteError;
+  }
+
+  const TfLiteTensor& x = context->tensors[x_];
+  if (!ToElementType(x.type, &params_.type)) {
+    return Error(context, "x must be float32, float16 or bfloat16, got " +
+                              TypeName(x.type));
+  }
+  const int rank = x.dims->size;
+  const bool negative = std::any_of(x.dims->data, x.dims->data + rank,
+                                    [](int dim) { return dim < 0; });
+  if (rank < 1 || negative || x.dims->data[rank - 1] == 0) {
+    return Error(context,
+                 "x must have at least one dimension and a last dimension > 0, "
+                 "got shape " +
+                     ShapeName(x.dims));
+  }
+  params_.hidden_size = static_cast<std::size_t>(x.dims->data[rank - 1]);
+  params_.rows = 1;
+  for (int i = 0; i < rank - 1; ++i) {
+    params_.rows *= static_cast<std::size_t>(x.dims->data[i]);
+  }
+  const std::size_t bytes =
+      params_.rows * params_.hidden_size * ElementSize(params_.type);
+  if (x.bytes != bytes) {
+    return Error(context, "x of shape " + ShapeName(x.dims) + " and type " +
+                              TypeName(x.type) + " must have " +
+                              std::to_string(bytes) + " bytes, got " +
+                              std::to_string(x.bytes));
+  }
+
+  if (add) {
+    const TfLiteTensor& residual = context->tensors[residual_];
+    if (residual.type != x.type || !SameShape(residual.dims, x.dims)) {
+      return Error(context, "residual must have the type and shape of x, " +
+                                TypeName(x.type) + " " + ShapeName(x.dims) +
+                                ", got " + TypeName(residual.type) + " " +
+                                ShapeName(residual.dims));
+    }
+  }
+  if (weight_ != kTfLiteOptionalTensor) {
+    const TfLiteTensor& weight = context->tensors[weight_];
+    if (weight.type != x.type && weight.type != kTfLiteFloat32) {
+      return Error(context, "weight must be float32 or of x's type, " +
+                                TypeName(x.type) + ", got " +
+                                TypeName(weight.type));
+    }
+    ToElementType(weight.type, &params_.weight_type);
+    if (weight.dims->size != 1 ||
+        weight.dims->data[0] != x.dims->data[rank - 1]) {
+      return Error(context, "weight must have shape [" +
+                                std::to_string(params_.hidden_size) +
+                                "], the last dimension of x " +
+                                ShapeName(x.dims) + ", got " +
+                                ShapeName(weight.dims));
+    }
+  }
+  if (add && PrepareOutput(context, sum_, "sum") != kTfLiteOk) {
+    return kTfLiteError;
+  }
+  return PrepareOutput(context, y_, "y");
+}
+
+TfLiteStatus RmsNormNode::Invoke(TfLiteContext* context,
+                                 ThreadPool* pool) const {
+  if (params_.rows == 0) return kTfLiteOk;
+  const TfLiteTensor* tensors = context->tensors;
+  const void* x = tensors[x_].data;
+  void* y = tensors[y_].data;
+  const bool has_weight = weight_ != kTfLiteOptionalTensor;
+  const void* weight = has_weight ? tensors[weight_].data : nullptr;
+  if (x == nullptr || y == nullptr || (has_weight && weight == nullptr)) {
+    return Error(context, "a tensor has no data; were tensors allocated?");
+  }
+  if (op_ == RmsNormOp::kRmsNorm) {
+    RmsNorm(params_, x, weight, y, pool);
+    return kTfLiteOk;
+  }
+  const void* residual = tensors[residual_].data;
+  void* sum = tensors[sum_].data;
+  if (residual == nullptr || sum == nullptr) {
+    return Error(context, "a tensor has no data; were tensors allocated?");
+  }
+  AddRmsNorm(params_, x, residual, weight, sum, y, pool);
+  return kTfLiteOk;
+}
+
+}  // namespace ai_edge_rms_norm
