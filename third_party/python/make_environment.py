@@ -1,0 +1,80 @@
+"""Makes the virtual environment of a lock file and prints its interpreter.
+
+    python3 make_environment.py requirements.lock
+
+The environment lies in ${XDG_CACHE_HOME:-~/.cache}/ai-edge-rms-norm, under a name that
+depends on the lock file and on the interpreter. One that is complete is used as it is.
+Uses the standard library only, since it runs before anything is installed.
+"""
+
+import fcntl
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import venv
+
+MINIMUM_VERSION = (3, 10)
+
+
+def cache_folder() -> pathlib.Path:
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(root, "ai-edge-rms-norm")
+
+
+def environment_folder(lock: pathlib.Path) -> pathlib.Path:
+    key = hashlib.sha256(lock.read_bytes())
+    key.update(f"{sys.base_prefix} {sys.version} {platform.machine()}".encode())
+    return cache_folder() / f"{lock.stem}-{key.hexdigest()[:16]}"
+
+
+def make(folder: pathlib.Path, lock: pathlib.Path) -> None:
+    # A copied interpreter would not find its standard library from everywhere.
+    venv.create(folder, clear=True, with_pip=True, symlinks=True)
+    # The lock is complete, so pip resolves nothing; some packages pin others that
+    # exist for no machine but x86-64.
+    command = [folder / "bin" / "python", "-m", "pip", "install", "--no-deps"]
+    command += ["--disable-pip-version-check", "--requirement", lock]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        command,
+        check=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        cwd=folder,
+    )
+
+
+def main() -> None:
+    if sys.version_info < MINIMUM_VERSION:
+        sys.exit(
+            f"{sys.executable} is Python {platform.python_version()};"
+            f" {'.'.join(map(str, MINIMUM_VERSION))} or newer is needed"
+            " (PYTHON_BIN_PATH names another interpreter)"
+        )
+    lock = pathlib.Path(sys.argv[1]).resolve()
+    folder = environment_folder(lock)
+    complete = folder / "complete"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Two checkouts may build at the same time.
+    with open(folder.with_suffix(".lock"), "w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if not complete.exists():
+            try:
+                make(folder, lock)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            complete.touch()
+    print(folder / "bin" / "python")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"pip failed with status {error.returncode}; its messages are above")
