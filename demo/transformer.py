@@ -78,11 +78,16 @@ class DecoderLayer(nn.Module):
         q = self.q(y).view(batch, sequence, self.num_heads, self.head_size)
         k = self.k(y).view(batch, sequence, self.num_kv_heads, self.head_size)
         v = self.v(y).view(batch, sequence, self.num_kv_heads, self.head_size)
-        q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))
-        group = self.num_heads // self.num_kv_heads
-        k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y = self.o(y.transpose(1, 2).reshape(batch, sequence, -1))
+        # Grouped by key/value head; written out, since litert-torch 0.10.0 converts
+        # scaled_dot_product_attention after repeat_interleave to wrong numbers.
+        groups = (batch, sequence, self.num_kv_heads, -1, self.head_size)
+        q = self.q_norm(q).view(groups).permute(0, 2, 3, 1, 4)
+        k = self.k_norm(k).permute(0, 2, 3, 1).unsqueeze(2)
+        v = v.transpose(1, 2).unsqueeze(2)
+        mask = torch.full((sequence, sequence), -torch.inf).triu(1)
+        scores = torch.matmul(q, k) * self.head_size**-0.5 + mask
+        y = torch.matmul(scores.softmax(-1), v).permute(0, 3, 1, 2, 4)
+        y = self.o(y.reshape(batch, sequence, -1))
         total, y = self.mlp_norm(y, residual=x)
         return total + self.down(F.silu(self.gate(y)) * self.up(y))
 
