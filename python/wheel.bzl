@@ -20,6 +20,8 @@ def _wheel_impl(ctx):
         mnemonic = "Wheel",
         outputs = [out],
         progress_message = "Building the wheel",
+        # Bazel 4 starts Python programs through `env python`.
+        use_default_shell_env = True,
     )
     return [DefaultInfo(
         files = depset([out]),
