@@ -34,10 +34,14 @@ bool IsConstant(const TfLiteTensor& tensor) {
   return tensor.allocation_type == kTfLiteMmapRo;
 }
 
+// Reads a constant of one element.
 template <typename T>
 bool ReadConstant(const TfLiteTensor& tensor, TfLiteType type, T* value) {
-  if (!IsConstant(tensor) || tensor.type != type || tensor.data == nullptr ||
-      tensor.bytes != sizeof(T)) {
+  const bool one_element =
+      tensor.dims->size == 0 ||
+      (tensor.dims->size == 1 && tensor.dims->data[0] == 1);
+  if (!IsConstant(tensor) || tensor.type != type || !one_element ||
+      tensor.data == nullptr || tensor.bytes != sizeof(T)) {
     return false;
   }
   std::memcpy(value, tensor.data, sizeof(T));
@@ -52,6 +56,10 @@ bool HasActivation(const TfLiteNode& node) {
   return activation != 0;
 }
 
+bool SameTypeAndRank(const TfLiteTensor& a, const TfLiteTensor& b) {
+  return a.type == b.type && a.dims->size == b.dims->size;
+}
+
 // Follows the values through the nodes of a decomposition.
 class Decomposition {
  public:
@@ -60,8 +68,10 @@ class Decomposition {
         epsilon_(static_cast<float>(epsilon)),
         values_(context->tensors_size, Value::kOther) {}
 
-  // Whether the composite's one output is RMSNorm of its inputs x[, weight].
-  bool IsRmsNorm(bool has_weight) {
+  // Whether the one output is RMSNorm of the inputs x[, weight], given as the
+  // composite node has them; weight may be nullptr. (The runtime hands their
+  // shapes, of whatever rank, on to the decomposition.)
+  bool IsRmsNorm(const TfLiteTensor& x, const TfLiteTensor* weight) {
     TfLiteIntArray* plan = nullptr;
     if (context_->GetExecutionPlan(context_, &plan) != kTfLiteOk) return false;
     const std::vector<int> node_indices(plan->data, plan->data + plan->size);
@@ -91,14 +101,20 @@ class Decomposition {
     }
     // The C interface does not name a subgraph's output: it is what is left.
     int num_results = 0;
-    Value result = Value::kOther;
+    std::size_t result = 0;
     for (std::size_t i = 0; i < values_.size(); ++i) {
       if (!produced[i] || consumed[i]) continue;
       ++num_results;
-      result = values_[i];
+      result = i;
     }
-    return num_results == 1 && (weight_ >= 0) == has_weight &&
-           result == (has_weight ? Value::kScaled : Value::kNormalized);
+    if (num_results != 1 || x_ < 0 || !SameTypeAndRank(x, tensor(x_)) ||
+        !SameTypeAndRank(x, tensor(result)) ||
+        (weight_ >= 0) != (weight != nullptr)) {
+      return false;
+    }
+    if (weight == nullptr) return values_[result] == Value::kNormalized;
+    return values_[result] == Value::kScaled &&
+           SameTypeAndRank(*weight, tensor(weight_));
   }
 
  private:
@@ -271,10 +287,13 @@ bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,
                                       &decomposition) != kTfLiteOk) {
     return false;
   }
+  const int* inputs = node.inputs->data;
   const bool is_rms_norm =
       decomposition != context &&
       Decomposition(decomposition, options->epsilon)
-          .IsRmsNorm(/*has_weight=*/node.inputs->size == 2);
+          .IsRmsNorm(
+              context->tensors[inputs[0]],
+              node.inputs->size == 2 ? &context->tensors[inputs[1]] : nullptr);
   context->ReleaseSubgraphContext(context, params->subgraph_index);
   return is_rms_norm;
 }

@@ -523,11 +523,14 @@ def _decompose(graph: _Subgraph, x, *weight, epsilon=1e-6, axis=-1, extra=(), ac
 
 
 class CompositeTest(DelegateTestCase):
-    def model(self, weight=True, attributes=None, extra=None, **kwargs):
-        """Returns x -> composite -> y of shape [3, 16] and its decomposition."""
+    def model(self, weight=True, attributes=None, extra=None, lead=(), **kwargs):
+        """Returns x -> composite -> y.
+
+        x has shape [*lead, 3, 16], in the decomposition [3, 16].
+        """
         model = _Model()
         graph = model.subgraph()
-        inputs = [graph.input((3, 16))]
+        inputs = [graph.input((*lead, 3, 16))]
         if weight:
             inputs.append(graph.constant(self.normal(16)))
         graph.output(
@@ -550,9 +553,9 @@ class CompositeTest(DelegateTestCase):
         return model
 
     def assert_same_as_runtime(self, model):
-        x = self.normal(3, 16)
         stock = litert.Interpreter(model_content=model.finish())
         stock.allocate_tensors()
+        x = self.normal(*stock.get_input_details()[0]["shape"])
         (y,) = _run(_interpreter(model), x)
         (expected,) = _run(stock, x)
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
@@ -568,6 +571,8 @@ class CompositeTest(DelegateTestCase):
         ("other_axis", {"axis": 0}),
         ("other_epsilon", {"epsilon": 1e-2}),
         ("fused_activation", {"act": 1}),
+        # The runtime gives the decomposition x's shape, and axis 1 another meaning.
+        ("other_rank", {"lead": (2,)}),
         ("unknown_attribute", {"attributes": {"epsilon": 1e-3, "axis": 0}}),
         ("no_epsilon", {"attributes": {"eps": 1e-3}}),
         ("epsilon_is_text", {"attributes": {"epsilon": "1e-3"}}),
