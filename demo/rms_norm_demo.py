@@ -7,7 +7,6 @@ exits with status 1 when an output does not agree.
 import os
 import pathlib
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ from importlib import metadata
 
 import numpy as np
 import torch
-from absl import app, flags
+from absl import app, flags, logging
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 from rich.console import Console
@@ -23,13 +22,14 @@ from rich.table import Table
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm import flatbuffer
+from benchmarks import timing
 from demo import transformer
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the .tflite files; default: a temporary one."
 )
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of the interpreters.", 1)
-_ROUNDS = flags.DEFINE_integer("rounds", 200, "Timed rounds, interleaved.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 50, "Timed rounds, interleaved.", 3)
 
 # float32 arithmetic in another order: agreement relative to the largest output.
 _TOLERANCE = 1e-5
@@ -43,6 +43,11 @@ _OPERATOR_NAMES = {
 
 def _models(norm: transformer.NormFactory):
     hidden = 640
+    yield (
+        "one_norm",
+        norm(2304),
+        torch.randn(128, 2304, generator=torch.Generator().manual_seed(0)),
+    )
     yield (
         "mlp_block",
         transformer.MlpBlock(norm, hidden, 2048),
@@ -68,17 +73,6 @@ def _operators(content: bytes) -> dict[str, int]:
                 name = f"{name} {targets[s, o]}"
             counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def _median_times(runs: dict[str, callable], rounds: int) -> dict[str, float]:
-    """Returns the median seconds of each, one call of each per round."""
-    times = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(samples) for name, samples in times.items()}
 
 
 def _set_up(interpreter: litert.Interpreter, x: np.ndarray) -> litert.Interpreter:
@@ -141,8 +135,8 @@ def _run(console: Console, folder: pathlib.Path) -> bool:
         error = np.abs(_output(ours) - expected)
         scale = np.abs(expected).max()
         agrees &= bool(error.max() <= _TOLERANCE * scale)  # False for NaN, too.
-        times = _median_times(
-            {"fused": ours.invoke, "decomposed": stock.invoke}, _ROUNDS.value
+        times = timing.interleaved(
+            {"fused": ours.invoke, "decomposed": stock.invoke}, "fused", _ROUNDS.value
         )
         results.add_row(
             name,
@@ -151,15 +145,17 @@ def _run(console: Console, folder: pathlib.Path) -> bool:
             f"{conversion_time:.2f}",
             f"{len(bytes(model)) / 1e3:.1f}",
             f"{len(decomposed_content) / 1e3:.1f}",
-            f"{times['fused'] * 1e6:.1f}",
-            f"{times['decomposed'] * 1e6:.1f}",
-            f"{times['decomposed'] / times['fused']:.2f}x",
+            f"{times['fused'].median * 1e6:.1f}",
+            f"{times['decomposed'].median * 1e6:.1f}",
+            f"{times['decomposed'].ratio:.2f}x",
         )
     console.print(results)
     return agrees
 
 
 def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # litert-torch logs every operator.
     console = Console(width=None if sys.stdout.isatty() else 120)
     folder = pathlib.Path(_OUTPUT.value or tempfile.mkdtemp(prefix="rms_norm_demo_"))
     # `bazel run` changes the folder; paths are relative to where the user is.

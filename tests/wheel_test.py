@@ -13,18 +13,17 @@ from absl.testing import absltest
 
 import ai_edge_rms_norm as arn
 
-# Runs in the fresh environment: argument 1 is the model; x on stdin, y on stdout.
+# Runs in the fresh environment, on the files that its arguments name.
 _RUN = """
-import io, sys
+import sys
 import numpy as np
 import ai_edge_rms_norm as arn
 
 assert "torch" not in sys.modules
-x = np.load(io.BytesIO(sys.stdin.buffer.read()))
-interpreter = arn.Interpreter(model_path=sys.argv[1])
-y = interpreter.get_signature_runner()(args_0=x)["output_0"]
-print(arn.__file__, arn.__version__, arn.kernel_variant(), file=sys.stderr)
-np.save(sys.stdout.buffer, y)
+model, x, y = sys.argv[1:]
+interpreter = arn.Interpreter(model_path=model)
+np.save(y, interpreter.get_signature_runner()(args_0=np.load(x))["output_0"])
+print(arn.__file__, arn.__version__, arn.kernel_variant())
 """
 
 
@@ -74,19 +73,15 @@ class WheelTest(absltest.TestCase):
     def test_runs_a_model(self):
         module = arn.RMSNorm(640).eval()
         x = torch.randn(5, 640, generator=torch.Generator().manual_seed(0))
-        path = self.folder / "norm.tflite"
-        arn.convert(module, (x,)).export(path)
-        buffer = self.folder / "x.npy"
-        np.save(buffer, x.numpy())
-        result = run(
-            self.python, "-c", _RUN, str(path), input=buffer.read_bytes(), cwd="/"
-        )
-        message = result.stderr.decode()
-        self.assertEqual(result.returncode, 0, message)
-        self.assertIn(str(self.folder), message)  # Ours is not what was imported.
-        (self.folder / "y.npy").write_bytes(result.stdout)
-        y = np.load(self.folder / "y.npy")
-        np.testing.assert_allclose(y, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+        files = [self.folder / name for name in ("norm.tflite", "x.npy", "y.npy")]
+        arn.convert(module, (x,)).export(files[0])
+        np.save(files[1], x.numpy())
+        result = run(self.python, "-c", _RUN, *files, cwd="/")
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        # What was imported is in the fresh environment.
+        self.assertIn(str(self.folder), result.stdout.decode())
+        expected = module(x).detach().numpy()
+        np.testing.assert_allclose(np.load(files[2]), expected, rtol=1e-5, atol=1e-6)
 
     def test_says_what_is_missing(self):
         result = run(self.python, "-c", "import ai_edge_rms_norm as a; a.RMSNorm")

@@ -114,23 +114,24 @@ class Interpreter(litert.Interpreter):
     ):
         if (model_path is None) == (model_content is None):
             raise ValueError("expected exactly one of model_path and model_content")
+        name = "model_content" if model_path is None else os.fspath(model_path)
         if model_path is not None:
-            model_path = os.fspath(model_path)
-            resolved = _resolve_custom_calls(
-                flatbuffer.map_file(model_path), model_path
-            )
+            model_path = name
+            resolved = _resolve_custom_calls(flatbuffer.map_file(name), name)
         else:
             flatbuffer.check_header(model_content)
-            resolved = _resolve_custom_calls(model_content, "model_content")
+            resolved = _resolve_custom_calls(model_content, name)
         if resolved is not None:
             model_path, model_content = None, resolved
-        super().__init__(
-            model_path=model_path,
-            model_content=model_content,
-            experimental_delegates=[
-                litert.load_delegate(delegate_path()),
-                *(experimental_delegates or ()),
-            ],
-            num_threads=num_threads,
-            **kwargs,
-        )
+        delegates = [litert.load_delegate(delegate_path())]
+        delegates += experimental_delegates or ()
+        try:
+            super().__init__(
+                model_path=model_path,
+                model_content=model_content,
+                experimental_delegates=delegates,
+                num_threads=num_threads,
+                **kwargs,
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
