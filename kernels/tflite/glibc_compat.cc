@@ -1,7 +1,7 @@
 // Lets the delegate, built where pthreads are in libc (glibc 2.34 and later),
 // load on any glibc since 2.17: references to functions whose symbols got a new
 // version in that move are bound to the old version, which has the same
-// behaviour. The definitions here are local to the shared library.
+// behaviour. The definitions here are for this shared library alone.
 #include <features.h>
 
 #if defined(__GLIBC__) && __GLIBC_PREREQ(2, 34)
@@ -17,6 +17,10 @@
 
 #ifdef OLD_VERSION
 
+// The version script is not enough: the linker exports what a library that it
+// links with refers to.
+#define HIDDEN __attribute__((visibility("hidden")))
+
 extern "C" {
 
 int OldPthreadCreate(pthread_t*, const pthread_attr_t*, void* (*)(void*),
@@ -27,16 +31,17 @@ __asm__(".symver OldPthreadCreate, pthread_create@" OLD_VERSION);
 __asm__(".symver OldPthreadJoin, pthread_join@" OLD_VERSION);
 __asm__(".symver OldPthreadSigmask, pthread_sigmask@" OLD_VERSION);
 
-int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
-                   void* (*start)(void*), void* argument) noexcept {
+HIDDEN int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
+                          void* (*start)(void*), void* argument) noexcept {
   return OldPthreadCreate(thread, attributes, start, argument);
 }
 
-int pthread_join(pthread_t thread, void** result) {
+HIDDEN int pthread_join(pthread_t thread, void** result) {
   return OldPthreadJoin(thread, result);
 }
 
-int pthread_sigmask(int how, const sigset_t* set, sigset_t* old) noexcept {
+HIDDEN int pthread_sigmask(int how, const sigset_t* set,
+                           sigset_t* old) noexcept {
   return OldPthreadSigmask(how, set, old);
 }
 

@@ -6,6 +6,7 @@ By hand: python3 rms_norm_delegate_test.py --delegate=<librms_norm_delegate.so>
 import concurrent.futures
 import ctypes
 import os
+import subprocess
 
 import flatbuffers
 import ml_dtypes
@@ -676,6 +677,23 @@ class ErrorTest(DelegateTestCase):
 
 
 class LibraryTest(absltest.TestCase):
+    def test_exports(self):
+        # Anything more could take the place of a symbol of the application.
+        listing = subprocess.run(
+            ["nm", "--dynamic", "--defined-only", "--format=posix", _DELEGATE.value],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        self.assertCountEqual(
+            [line.split()[0] for line in listing.splitlines()],
+            [
+                "ai_edge_rms_norm_variant",
+                "tflite_plugin_create_delegate",
+                "tflite_plugin_destroy_delegate",
+            ],
+        )
+
     def test_variant(self):
         library = ctypes.CDLL(_DELEGATE.value)
         library.ai_edge_rms_norm_variant.restype = ctypes.c_char_p
