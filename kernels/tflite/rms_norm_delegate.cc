@@ -172,9 +172,9 @@ TfLiteStatus DelegatePrepare(TfLiteContext* context, TfLiteDelegate* base) {
   if (context->GetExecutionPlan(context, &plan) != kTfLiteOk) {
     return kTfLiteError;
   }
-  // A TfLiteIntArray; the plan is the runtime's, and calls below may free it.
+  // The plan is the runtime's, and calls below may free it.
   const std::vector<int> node_indices(plan->data, plan->data + plan->size);
-  std::vector<int> claimed = {0};
+  std::vector<int> claimed = {0};  // as a TfLiteIntArray: size, then indices
   for (const int node_index : node_indices) {
     TfLiteNode* node = nullptr;
     TfLiteRegistration* registration = nullptr;
