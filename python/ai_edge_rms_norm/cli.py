@@ -1,0 +1,106 @@
+"""The command `ai-edge-rms-norm`: looks into, translates and times .tflite files."""
+
+import pathlib
+import time
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ai_edge_rms_norm import encoding, flatbuffer
+from ai_edge_rms_norm.interpreter import Interpreter, kernel_variant
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Fused RMSNorm in .tflite files.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_Model = Annotated[pathlib.Path, typer.Argument(help="A .tflite.")]
+
+
+@app.command()
+def inspect(model: _Model) -> None:
+    """List the rms_norm operators of a model."""
+    content = flatbuffer.load(model)
+    table = Table(
+        "subgraph", "operator", "encoding", "call target", "epsilon", "x", "weight"
+    )
+    nodes = encoding.find_nodes(content)
+    for node in nodes:
+        tensors = content.subgraphs[node.subgraph].tensors
+        shapes = [str(list(tensors[i].shape)) for i in node.inputs if i >= 0]
+        weights = len(shapes) - node.call_target.count("add_")
+        table.add_row(
+            str(node.subgraph),
+            str(node.operator),
+            node.encoding.value,
+            node.call_target,
+            repr(node.epsilon),
+            escape(shapes[0]),
+            escape(shapes[-1]) if weights > 1 else "none",
+        )
+    Console().print(table)
+    typer.echo(f"{model}: {len(nodes)} operators, {model.stat().st_size} bytes")
+
+
+@app.command()
+def translate(
+    model: _Model,
+    output: Annotated[pathlib.Path, typer.Argument(help="The .tflite to write.")],
+    to: Annotated[
+        encoding.Encoding, typer.Option("--encoding", help="The encoding to write.")
+    ] = encoding.Encoding.CUSTOM,
+) -> None:
+    """Write a model with its rms_norm operators in another encoding."""
+    content = flatbuffer.load(model)
+    count = encoding.translate_model(content, to)
+    flatbuffer.write_file(output, content)
+    typer.echo(f"{output}: {count} operators translated to {to.value}")
+
+
+@app.command()
+def benchmark(
+    model: _Model,
+    threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time per signature.")] = 1.0,
+) -> None:
+    """Time every signature of a model on random input."""
+    interpreter = Interpreter(model_path=model, num_threads=threads)
+    rng = np.random.default_rng(0)
+    for name in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(name)
+        inputs = {
+            key: rng.standard_normal(detail["shape"]).astype(detail["dtype"])
+            for key, detail in runner.get_input_details().items()
+        }
+        runner(**inputs)
+        times = []
+        while sum(times) < seconds:
+            start = time.perf_counter()
+            runner(**inputs)
+            times.append(time.perf_counter() - start)
+        typer.echo(
+            f"{name}: median {np.median(times) * 1e6:.1f} µs,"
+            f" min {min(times) * 1e6:.1f} µs, {len(times)} runs, {threads} threads,"
+            f" {kernel_variant()}"
+        )
+
+
+def main() -> None:
+    """The entry point: bad files are one line on stderr, not a traceback."""
+    try:
+        app()
+    except (OSError, ValueError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
