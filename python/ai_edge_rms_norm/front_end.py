@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ai_edge_rms_norm import tensorflow_vhlo_export
+
 __all__ = [
     "CONVERTER",
     "NAME",
@@ -66,10 +68,11 @@ if importlib.util.find_spec("litert_torch"):
         # Parameters as arguments: TensorFlow gets them as variables.
         return _export.exported_program_to_mlir(program, inline_constants=False)
 
-# ai-edge-torch 0.7.2 has the old name, but only installs litert-torch.
-elif importlib.util.find_spec("ai_edge_torch") and importlib.util.find_spec(
-    "ai_edge_torch.odml_torch"
-):
+# ai-edge-torch 0.7.2 has the old name, but installs litert-torch.
+elif importlib.util.find_spec("ai_edge_torch"):
+    # It imports TensorFlow.
+    tensorflow_vhlo_export.load()
+
     from ai_edge_torch import fx_infra as _fx_infra
     from ai_edge_torch._convert import conversion as _conversion
     from ai_edge_torch._convert.signature import Signature
@@ -125,11 +128,7 @@ def lower_to_stablehlo(program: torch.export.ExportedProgram) -> Any:
 
 
 def serialize_vhlo(lowered: Any) -> bytes:
-    """Returns the module of a `MlirLowered` as a portable artifact (VHLO bytecode).
-
-    Raises:
-      ValueError: The module has operators that VHLO does not know.
-    """
+    """Returns the module of a `MlirLowered` as a portable artifact (VHLO bytecode)."""
     bytecode = io.BytesIO()
     lowered.module.operation.write_bytecode(bytecode)
     with lowered.ctx:

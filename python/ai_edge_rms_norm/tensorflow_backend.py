@@ -16,7 +16,9 @@ import torch
 from absl import logging
 from ai_edge_litert import schema_py_generated as schema
 
-# Before TensorFlow, which `_convert_saved_model` and others import when they need it.
+import ai_edge_rms_norm.lowering  # noqa: F401  Registers the lowerings.
+
+# TensorFlow is imported where it is needed: tensorflow_vhlo_export comes before it.
 from ai_edge_rms_norm import (
     encoding,
     flatbuffer,
@@ -83,24 +85,6 @@ def _operations(operation):
                 yield nested.operation
 
 
-def _replace_arith_constants(lowered) -> None:
-    """VHLO has no arith dialect, which the front end uses for constants."""
-    ir = front_end.ir
-    with lowered.ctx:
-        for operation in _operations(lowered.module.operation):
-            if operation.name != "arith.constant":
-                continue
-            value = operation.attributes["value"]
-            with ir.InsertionPoint(operation), operation.location:
-                constant = ir.Operation.create(
-                    "stablehlo.constant",
-                    results=[value.type],
-                    attributes={"value": value},
-                )
-            operation.results[0].replace_all_uses_with(constant.results[0])
-            operation.erase()
-
-
 def _custom_calls(lowered) -> list:
     return [
         operation
@@ -145,23 +129,6 @@ class _Program:
         self.output_names = front_end.output_names(
             exported, len(self.lowered.output_signature)
         )
-        _replace_arith_constants(self.lowered)
-
-    def serialize(self) -> bytes:
-        # Which operators the module has is the front end's choice, not the user's.
-        try:
-            return front_end.serialize_vhlo(self.lowered)
-        except Exception as error:
-            foreign = {
-                operation.name
-                for operation in _operations(self.lowered.module.operation)
-                if not operation.name.startswith(("stablehlo.", "func."))
-            }
-            raise RuntimeError(
-                f"signature {self.name!r} cannot go through TensorFlow:"
-                f" {front_end.NAME} lowers it to operators that VHLO does not have:"
-                f" {sorted(foreign)}"
-            ) from error
 
 
 def _shape(variable) -> list[int | None]:
@@ -376,7 +343,8 @@ def _convert_programs(programs: list[_Program]) -> bytes:
     variables = _Variables()
     holder = tf.Module()
     holder.functions = [
-        _tf_function(program, program.serialize(), variables) for program in programs
+        _tf_function(program, front_end.serialize_vhlo(program.lowered), variables)
+        for program in programs
     ]
     holder.parameters = variables.all()
     names = [program.name for program in programs]
