@@ -7,7 +7,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ai_edge_rms_norm import encoding, flatbuffer
@@ -35,7 +34,7 @@ def inspect(model: _Model) -> None:
     nodes = encoding.find_nodes(content)
     for node in nodes:
         tensors = content.subgraphs[node.subgraph].tensors
-        shapes = [str(list(tensors[i].shape)) for i in node.inputs if i >= 0]
+        shapes = ["x".join(map(str, tensors[i].shape)) for i in node.inputs if i >= 0]
         weights = len(shapes) - node.call_target.count("add_")
         table.add_row(
             str(node.subgraph),
@@ -43,8 +42,8 @@ def inspect(model: _Model) -> None:
             node.encoding.value,
             node.call_target,
             repr(node.epsilon),
-            escape(shapes[0]),
-            escape(shapes[-1]) if weights > 1 else "none",
+            shapes[0],
+            shapes[-1] if weights > 1 else "none",
         )
     Console().print(table)
     typer.echo(f"{model}: {len(nodes)} operators, {model.stat().st_size} bytes")
