@@ -92,3 +92,10 @@ def python_environments():
             "x86_64": "@ai_edge_rms_norm//third_party/python:requirements-tensorflow.lock",
         },
     )
+    python_environment(
+        name = "python_environment_ai_edge_torch",
+        locks = {
+            machine: "@ai_edge_rms_norm//third_party/python:requirements-aarch64.lock"
+            for machine in ["aarch64", "x86_64"]
+        },
+    )

@@ -1,0 +1,200 @@
+"""The same models through both backends: the same interface, the same results."""
+
+from unittest import mock
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+
+import ai_edge_rms_norm as arn
+from ai_edge_rms_norm import converter, flatbuffer, front_end
+from demo import transformer
+
+_BACKENDS = ("litert", "tensorflow")
+
+
+def _random(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def _interface(model: arn.Model) -> dict:
+    """Signatures with the name, dtype and dimensions of every input and output."""
+    interpreter = model.interpreter()
+    interface = {}
+    for name, signature in interpreter.get_signature_list().items():
+        runner = interpreter.get_signature_runner(name)
+        assert sorted(runner.get_input_details()) == sorted(signature["inputs"])
+        for kind, details in (
+            ("inputs", runner.get_input_details()),
+            ("outputs", runner.get_output_details()),
+        ):
+            for key, detail in details.items():
+                interface[name, kind, key] = (
+                    detail["name"],
+                    detail["dtype"],
+                    tuple(detail["shape_signature"]),
+                )
+    return interface
+
+
+def _order(model: arn.Model) -> list:
+    """Names of the inputs and outputs of every subgraph, in order."""
+    return [
+        [subgraph.tensors[i].name for i in (*subgraph.inputs, *subgraph.outputs)]
+        for subgraph in flatbuffer.read(bytes(model)).subgraphs
+    ]
+
+
+class TensorFlowBackendTest(parameterized.TestCase):
+    def _both(self, module, args, **options) -> list[arn.Model]:
+        models = [
+            arn.convert(module, args, backend=backend, **options)
+            for backend in _BACKENDS
+        ]
+        self.assertEqual(*map(_interface, models))
+        self.assertEqual(*map(_order, models))
+        self.assertEqual(*([n.call_target for n in model.nodes()] for model in models))
+        return models
+
+    def _assert_equal_results(self, models, *args):
+        results = [model(*(x.numpy() for x in args)) for model in models]
+        for litert, tensorflow in zip(
+            *(r if isinstance(r, tuple) else (r,) for r in results), strict=True
+        ):
+            np.testing.assert_array_equal(litert, tensorflow)
+
+    @parameterized.named_parameters(
+        ("mlp", (4, 640), lambda: transformer.MlpBlock(arn.RMSNorm, 640, 1024)),
+        (
+            "decoder_layer",
+            (1, 12, 256),
+            lambda: transformer.DecoderLayer(arn.RMSNorm, 256, 512, 4, 1, 64),
+        ),
+    )
+    def test_transformer_blocks(self, shape, make):
+        module = transformer.randomize(make())
+        x = _random(*shape)
+        for encoding in arn.Encoding:
+            models = self._both(module, (x,), encoding=encoding)
+            self._assert_equal_results(models, x)
+
+    def test_dynamic_shapes(self):
+        class Block(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = arn.RMSNorm(32)
+
+            def forward(self, x, residual):
+                total, y = self.norm(x, residual)
+                return total + y, y
+
+        dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("rows")}
+        args = _random(2, 3, 32), _random(2, 3, 32, seed=1)
+        models = self._both(Block().eval(), args, dynamic_shapes=(dims, dims))
+        self._assert_equal_results(
+            models, _random(1, 7, 32, seed=2), _random(1, 7, 32, seed=3)
+        )
+
+    @parameterized.parameters(torch.float16, torch.bfloat16)
+    def test_half_precision(self, dtype):
+        class Block(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = arn.RMSNorm(32)
+
+            def forward(self, x):
+                return self.norm(x.to(dtype)).float()
+
+        # NumPy has no bfloat16, so that one goes in and out as float32.
+        x = _random(3, 32).to(torch.float16 if dtype == torch.float16 else None)
+        self._assert_equal_results(self._both(Block().eval(), (x,)), x)
+
+    @parameterized.parameters(
+        (torch.int64, torch.int32), (torch.float64, torch.float32)
+    )
+    def test_64_bit_inputs_and_outputs_are_narrowed(self, dtype, narrowed):
+        class Block(torch.nn.Module):
+            def forward(self, x):
+                return arn.rms_norm(x.float()), x + x
+
+        x = (_random(3, 32) * 8).to(dtype)
+        models = self._both(Block(), (x,))
+        self._assert_equal_results(models, x.to(narrowed))
+
+    def test_dictionaries_and_keyword_arguments(self):
+        class Block(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = arn.RMSNorm(16)
+
+            # Neither inputs nor outputs are in alphabetical order.
+            def forward(self, y, x):
+                return {"z": self.norm(y), "a": y - x}
+
+        kwargs = {"y": _random(2, 16), "x": _random(2, 16, seed=1)}
+        models = self._both(Block().eval(), None, kwargs=kwargs)
+        results = [m(**{k: v.numpy() for k, v in kwargs.items()}) for m in models]
+        for name in ("z", "a"):
+            np.testing.assert_array_equal(*(result[name] for result in results))
+
+    def test_more_than_ten_outputs_stay_in_order(self):
+        class Block(torch.nn.Module):
+            def forward(self, x):
+                return tuple(arn.rms_norm(x + i) for i in range(12))
+
+        x = _random(2, 16)
+        self._assert_equal_results(self._both(Block(), (x,)), x)
+
+    def test_signatures_share_weights(self):
+        block = transformer.randomize(transformer.MlpBlock(arn.RMSNorm, 128, 512))
+        sizes = {}
+        for names in (("decode",), ("decode", "prefill")):
+            collected = converter.Converter()
+            for rows, name in enumerate(names, start=1):
+                collected.signature(name, block, (_random(rows, 128),))
+            model = collected.convert(backend="tensorflow")
+            sizes[names] = len(bytes(model))
+            self.assertCountEqual(model.interpreter().get_signature_list(), names)
+        weights = 4 * sum(p.numel() for p in block.parameters())
+        one, two = sizes.values()
+        self.assertLess(two - one, weights / 20)
+
+    def test_metadata_says_what_converted(self):
+        for backend, pattern in zip(
+            _BACKENDS, ("litert-converter", "TensorFlow"), strict=True
+        ):
+            model = arn.convert(
+                arn.RMSNorm(8).eval(), (_random(1, 8),), backend=backend
+            )
+            tree = flatbuffer.read(bytes(model))
+            (entry,) = (
+                m for m in tree.metadata if m.name.decode() == converter.METADATA
+            )
+            text = bytes(bytearray(tree.buffers[entry.buffer].data)).decode()
+            self.assertStartsWith(text, front_end.NAME)
+            self.assertIn(pattern, text)
+
+    def test_choice(self):
+        choose, backend = converter._choose, converter.Backend
+        self.assertEqual(choose(backend.AUTO), backend.LITERT)
+        with mock.patch.object(front_end, "CONVERTER", None):
+            self.assertEqual(choose(backend.AUTO), backend.TENSORFLOW)
+            with self.assertRaisesRegex(ImportError, "litert-converter"):
+                choose(backend.LITERT)
+        with self.assertRaisesRegex(ValueError, "'auto', 'litert', 'tensorflow', got"):
+            backend("tf")
+
+    def test_without_tensorflow(self):
+        with (
+            mock.patch(
+                "ai_edge_rms_norm.tensorflow_vhlo_export.tensorflow_version",
+                lambda: None,
+            ),
+            self.assertRaisesRegex(ImportError, "TensorFlow, which is not installed"),
+        ):
+            arn.convert(arn.RMSNorm(8), (_random(1, 8),), backend="tensorflow")
+
+
+if __name__ == "__main__":
+    absltest.main()
