@@ -1,4 +1,5 @@
-// Registers our ops with the MutableOpResolver of the TensorFlow in the process.
+// Registers our ops with the MutableOpResolver of the TensorFlow in the
+// process.
 #include "kernels/tflite/rms_norm_op.h"
 
 struct TfLiteRegistration;

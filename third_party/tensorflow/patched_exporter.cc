@@ -43,7 +43,8 @@ flatbuffers::Offset<StablehloCustomCallOptions>
 CreateStablehloCustomCallOptions(
     flatbuffers::FlatBufferBuilder& builder,
     flatbuffers::Offset<flatbuffers::String> call_target_name,
-    bool has_side_effect, flatbuffers::Offset<flatbuffers::String> backend_config,
+    bool has_side_effect,
+    flatbuffers::Offset<flatbuffers::String> backend_config,
     int32_t api_version,
     flatbuffers::Offset<flatbuffers::Vector<int32_t>> called_computations,
     flatbuffers::Offset<flatbuffers::Vector<uint8_t>> custom_attributes);
