@@ -1,7 +1,10 @@
 // AVX-512 (F, DQ, BW, VL) variant: 16 lanes, tails by masked loads and stores.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "kernels/rms_norm/row_kernel.h"
+#include "kernels/rms_norm/simd_avx2.h"
 
 namespace ai_edge_rms_norm {
 namespace {
@@ -26,6 +29,23 @@ struct Avx512 {
         _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
     const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
     return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+  }
+
+  // 64-byte stores of float32 are no faster than 32-byte ones while the first
+  // level cache holds the output, and slower beyond it (Zen 4).
+  template <class T>
+  using Scaler = std::conditional_t<sizeof(T) == 4, Avx2, Avx512>;
+
+  // The estimate (relative error e <= 2^-14) and the first three terms of
+  // 1 / sqrt(1 - e) = 1 + e / 2 + 3 / 8 e^2 + ...: half the latency of a square
+  // root and a division, which every row of a short call waits for.
+  static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
+    const __m128d v = _mm_set_sd(a);
+    const __m128d y = _mm_rsqrt14_sd(v, v);
+    const __m128d e = _mm_fnmadd_sd(_mm_mul_sd(v, y), y, _mm_set_sd(1.0));
+    const __m128d c = _mm_fmadd_sd(e, _mm_set_sd(0.375), _mm_set_sd(0.5));
+    return static_cast<float>(
+        _mm_cvtsd_f64(_mm_fmadd_sd(_mm_mul_sd(y, e), c, y)));
   }
 
   static RMS_NORM_INLINE Vec Load(const float* p) { return _mm512_loadu_ps(p); }

@@ -30,6 +30,12 @@ struct Generic {
   }
 
   template <class T>
+  using Scaler = Generic;
+  static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
+    return static_cast<float>(1.0 / __builtin_sqrt(a));
+  }
+
+  template <class T>
   static RMS_NORM_INLINE Vec Load(const T* p) {
     return LoadPartial(p, kLanes);
   }

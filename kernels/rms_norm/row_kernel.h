@@ -9,6 +9,9 @@
 //   Zero(), Set(float)
 //   Add(a, b), Mul(a, b), MulAdd(a, b, c) = a * b + c
 //   ReduceAdd(v)               sum of the lanes, added pairwise
+//   ReciprocalSqrt(double)     1 / sqrt(a), correct but for one rounding to
+//                              float32 and far less than that in float64
+//   Scaler<T>                  the class whose vectors scale rows of T
 //
 // and for every element type T
 //
@@ -39,65 +42,95 @@ class RowKernel {
  public:
   static void Run(const KernelArgs& args) {
     const std::size_t n = args.hidden_size;
-    const T* x = static_cast<const T*>(args.x);
-    const T* residual = static_cast<const T*>(args.residual);
-    T* sum = static_cast<T*>(args.sum);
-    T* y = static_cast<T*>(args.y);
-    const Weight* weight = static_cast<const Weight*>(args.weight);
     const double reciprocal_n = 1.0 / static_cast<double>(n);
+    const Schedule schedule = ChooseSchedule(args.rows, n);
 
-    // While row r is scaled and written, row r + 1 is read and summed: reads
-    // and writes then keep each other company as they do in a copy.
-    double total = Pass<true, false>(n, Source{x, residual, sum}, Target{});
-    for (std::size_t r = 0; r < args.rows; ++r) {
-      const Source next = {Offset(x, n), Offset(residual, n), Offset(sum, n)};
-      const T* row = kAddResidual ? sum : x;
-      const double mean_plus_epsilon = total * reciprocal_n + args.epsilon;
+    Source source = {static_cast<const T*>(args.x),
+                     static_cast<const T*>(args.residual),
+                     static_cast<T*>(args.sum)};
+    Target target;
+    target.weight = static_cast<const Weight*>(args.weight);
+    target.y = static_cast<T*>(args.y);
+
+    double sum_of_squares = Sum(source, n);
+    for (std::size_t r = 0; r < args.rows; ++r, target.y += n) {
+      const double mean_plus_epsilon =
+          sum_of_squares * reciprocal_n + args.epsilon;
+      target.row = kAddResidual ? source.sum : source.x;
+      source.Advance(n);
       const bool last = r + 1 == args.rows;
       if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
-        if (!last) total = Pass<true, false>(n, next, Target{});
-        NormalizeExceptionalRow(kElementType<T>, n, args.epsilon, row,
-                                args.weight, args.weight_type, y);
-      } else {
-        const float scale =
-            static_cast<float>(1.0 / __builtin_sqrt(mean_plus_epsilon));
-        const Target target = {row, Simd::Set(scale), weight, y};
-        if (last) {
-          Pass<false, true>(n, Source{}, target);
-        } else {
-          total = Pass<true, true>(n, next, target);
-        }
+        NormalizeExceptionalRow(kElementType<T>, n, args.epsilon, target.row,
+                                args.weight, args.weight_type, target.y);
+        if (!last) sum_of_squares = Sum(source, n);
+        continue;
       }
-      x = next.x;
-      residual = next.residual;
-      sum = next.sum;
-      y += n;
+      target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
+      if (last) {
+        Scale(target, n);
+      } else {
+        sum_of_squares = ScaleAndSumNext(target, source, n, schedule);
+      }
     }
   }
 
  private:
   using Vec = typename Simd::Vec;
-  static constexpr std::size_t kLanes = Simd::kLanes;
-  static constexpr std::size_t kStep = kLanes * Simd::kAccumulators;
-  // float32 sums are carried over at most this many elements (64 per lane) and
+  // float32 vectors and, for the second pass, those that suit T's stores.
+  using Out = typename Simd::template Scaler<T>;
+
+  static constexpr std::size_t kStep = Simd::kLanes * Simd::kAccumulators;
+  // float32 sums are carried over at most this many elements (16 per lane) and
   // then added in float64, so that the error does not grow with hidden_size.
-  static constexpr std::size_t kBlock = 64 * kStep;
+  static constexpr std::size_t kBlock = 16 * kStep;
+  // How much of the next row is summed at a time.
+  static constexpr std::size_t kChunk = 256;
+  static_assert(kChunk % kStep == 0 && kBlock % kChunk == 0,
+                "an element's accumulator must not depend on the schedule");
+  static constexpr bool kHasWeight = !std::is_same_v<Weight, NoWeight>;
+
   struct Source {  // a row to be summed
     const T* x;
     const T* residual;
     T* sum;
+
+    RMS_NORM_INLINE void Advance(std::size_t n) {
+      x += n;
+      if constexpr (kAddResidual) {
+        residual += n;
+        sum += n;
+      }
+    }
   };
   struct Target {  // a row to be scaled
     const T* row;
-    Vec scale;
     const Weight* weight;
     T* y;
+    float scale;
   };
 
-  template <class U>
-  static RMS_NORM_INLINE U* Offset(U* pointer, std::size_t n) {
-    // residual and sum are null without kAddResidual.
-    return kAddResidual || pointer != nullptr ? pointer + n : pointer;
+  // In which order one row is scaled and the next one is summed.
+  enum class Schedule {
+    // One after the other.
+    kRowByRow,
+    // The first chunk of the next row before the row is scaled: the loads run
+    // while the reciprocal square root is still being computed.
+    kLead,
+    // Chunk by chunk: reads and writes keep each other company as in a copy.
+    kInterleave,
+  };
+
+  static Schedule ChooseSchedule(std::size_t rows, std::size_t n) {
+    // Interleaving pays as long as both rows, the output and the weight stay in
+    // a 32 KiB first-level cache, with room for what is prefetched; leading
+    // while the matrices stay in a second-level cache of 512 KiB or more. Both
+    // measured, see docs/benchmarks.md.
+    constexpr std::size_t kRows = kAddResidual ? 6 : 4;
+    const std::size_t row_bytes = n * sizeof(T);
+    if (kStream) return Schedule::kRowByRow;
+    if (kRows * row_bytes <= 24 << 10) return Schedule::kInterleave;
+    if ((kRows - 2) * rows * row_bytes <= 512 << 10) return Schedule::kLead;
+    return Schedule::kRowByRow;
   }
 
   static RMS_NORM_INLINE Vec LoadSource(const Source& source, std::size_t i) {
@@ -122,79 +155,151 @@ class RowKernel {
     return v;
   }
 
-  // (x * scale) * weight, not x * (scale * weight): the latter product can
+  using Sums = Vec[Simd::kAccumulators];
+
+  // Adds the squares of whole steps. Which accumulator an element goes to
+  // depends on its index alone, so that a row's result does not depend on the
+  // schedule, the rows around it or the number of threads.
+  static RMS_NORM_INLINE void AccumulateSteps(const Source& source,
+                                              std::size_t begin,
+                                              std::size_t end, Sums& sums) {
+    for (std::size_t i = begin; i < end; i += kStep) {
+#pragma GCC unroll 8
+      for (int k = 0; k < Simd::kAccumulators; ++k) {
+        const Vec v = LoadSource(source, i + k * Simd::kLanes);
+        sums[k] = Simd::MulAdd(v, v, sums[k]);
+      }
+    }
+  }
+
+  // The same for less than one step.
+  static RMS_NORM_INLINE void AccumulateTail(const Source& source,
+                                             std::size_t begin, std::size_t end,
+                                             Sums& sums) {
+    std::size_t i = begin;
+#pragma GCC unroll 8
+    for (int k = 0; k < Simd::kAccumulators; ++k) {
+      if (i + Simd::kLanes > end) break;
+      const Vec v = LoadSource(source, i);
+      sums[k] = Simd::MulAdd(v, v, sums[k]);
+      i += Simd::kLanes;
+    }
+    if (i < end) {
+      const Vec v = LoadSourcePartial(source, i, end - i);
+      sums[0] = Simd::MulAdd(v, v, sums[0]);
+    }
+  }
+
+  static RMS_NORM_INLINE double Reduce(Sums& sums) {
+#pragma GCC unroll 4
+    for (int half = Simd::kAccumulators / 2; half > 0; half /= 2) {
+      for (int k = 0; k < half; ++k) {
+        sums[k] = Simd::Add(sums[k], sums[k + half]);
+      }
+    }
+    return Simd::ReduceAdd(sums[0]);
+  }
+
+  // y = (x * scale) * weight, not x * (scale * weight): the latter product can
   // leave the range of float32 where the result does not.
-  static RMS_NORM_INLINE void Scale(const Target& target, std::size_t i) {
-    Vec v = Simd::Mul(Simd::Load(target.row + i), target.scale);
-    if constexpr (kHasWeight) v = Simd::Mul(v, Simd::Load(target.weight + i));
+  static RMS_NORM_INLINE void ScaleVector(const Target& target,
+                                          typename Out::Vec scale,
+                                          std::size_t i) {
+    typename Out::Vec v = Out::Mul(Out::Load(target.row + i), scale);
+    if constexpr (kHasWeight) v = Out::Mul(v, Out::Load(target.weight + i));
     if constexpr (kStream) {
-      Simd::Stream(target.y + i, v);
+      Out::Stream(target.y + i, v);
     } else {
-      Simd::Store(target.y + i, v);
+      Out::Store(target.y + i, v);
     }
   }
 
-  static RMS_NORM_INLINE void ScalePartial(const Target& target, std::size_t i,
-                                           std::size_t count) {
-    Vec v = Simd::Mul(Simd::LoadPartial(target.row + i, count), target.scale);
-    if constexpr (kHasWeight) {
-      v = Simd::Mul(v, Simd::LoadPartial(target.weight + i, count));
+  static RMS_NORM_INLINE void ScaleSteps(const Target& target,
+                                         std::size_t begin, std::size_t end) {
+    const typename Out::Vec scale = Out::Set(target.scale);
+    for (std::size_t i = begin; i < end; i += kStep) {
+#pragma GCC unroll 16
+      for (std::size_t k = 0; k < kStep; k += Out::kLanes) {
+        ScaleVector(target, scale, i + k);
+      }
     }
-    Simd::StorePartial(target.y + i, v, count);
   }
 
-  // Sums the squares of source (kSum) while it scales target (kScale). Which
-  // accumulator an element goes to depends on its index alone: a row's result
-  // must not depend on the rows around it.
-  template <bool kSum, bool kScale>
-  static RMS_NORM_INLINE double Pass(std::size_t n, const Source& source,
-                                     const Target& target) {
+  static RMS_NORM_INLINE void ScaleTail(const Target& target, std::size_t begin,
+                                        std::size_t end) {
+    const typename Out::Vec scale = Out::Set(target.scale);
+    std::size_t i = begin;
+    for (; i + Out::kLanes <= end; i += Out::kLanes) {
+      ScaleVector(target, scale, i);
+    }
+    if (i < end) {
+      const std::size_t count = end - i;
+      typename Out::Vec v =
+          Out::Mul(Out::LoadPartial(target.row + i, count), scale);
+      if constexpr (kHasWeight) {
+        v = Out::Mul(v, Out::LoadPartial(target.weight + i, count));
+      }
+      Out::StorePartial(target.y + i, v, count);
+    }
+  }
+
+  static void Scale(const Target& target, std::size_t n) {
+    const std::size_t steps = n - n % kStep;
+    ScaleSteps(target, 0, steps);
+    ScaleTail(target, steps, n);
+  }
+
+  // Sums the squares of source and, when kScale, scales scale_step elements of
+  // target after every chunk of source until all of target is scaled.
+  template <bool kScale>
+  static RMS_NORM_INLINE double SumAndScale(const Source& source,
+                                            const Target& target, std::size_t n,
+                                            std::size_t chunk,
+                                            std::size_t scale_step) {
+    const std::size_t steps = n - n % kStep;
+    std::size_t begin = 0;
+    std::size_t scaled = 0;
     double total = 0.0;
-    std::size_t i = 0;
     do {
-      const std::size_t block_end = n - i > kBlock ? i + kBlock : n;
-      Vec sums[Simd::kAccumulators];
+      const std::size_t block_end = Min(begin + kBlock, steps);
+      Sums sums;
       for (Vec& sum : sums) sum = Simd::Zero();
-      const auto step = [&](Vec & sum) __attribute__((always_inline)) {
-        if constexpr (kScale) Scale(target, i);
-        if constexpr (kSum) {
-          const Vec v = LoadSource(source, i);
-          sum = Simd::MulAdd(v, v, sum);
+      while (begin < block_end) {
+        const std::size_t end = Min(begin + chunk, block_end);
+        AccumulateSteps(source, begin, end, sums);
+        begin = end;
+        if (kScale && scaled < steps) {
+          const std::size_t scale_end = Min(scaled + scale_step, steps);
+          ScaleSteps(target, scaled, scale_end);
+          scaled = scale_end;
         }
-        i += kLanes;
-      };
-      while (i + kStep <= block_end) {
-#pragma GCC unroll 8
-        for (Vec& sum : sums) step(sum);
       }
-#pragma GCC unroll 8
-      for (Vec& sum : sums) {
-        if (i + kLanes > block_end) break;
-        step(sum);
-      }
-      if (i < block_end) {
-        const std::size_t count = block_end - i;
-        if constexpr (kScale) ScalePartial(target, i, count);
-        if constexpr (kSum) {
-          const Vec v = LoadSourcePartial(source, i, count);
-          sums[0] = Simd::MulAdd(v, v, sums[0]);
-        }
-        i = block_end;
-      }
-      if constexpr (kSum) {
-#pragma GCC unroll 8
-        for (int half = Simd::kAccumulators / 2; half > 0; half /= 2) {
-          for (int k = 0; k < half; ++k) {
-            sums[k] = Simd::Add(sums[k], sums[k + half]);
-          }
-        }
-        total += Simd::ReduceAdd(sums[0]);
-      }
-    } while (i < n);
+      if (begin == steps) AccumulateTail(source, steps, n, sums);
+      total += Reduce(sums);
+    } while (begin < steps);
+    if constexpr (kScale) ScaleTail(target, steps, n);
     return total;
   }
 
-  static constexpr bool kHasWeight = !std::is_same_v<Weight, NoWeight>;
+  // Not forced inline, unlike all that they are made of: called once per row,
+  // each from several places.
+  static double Sum(const Source& source, std::size_t n) {
+    return SumAndScale<false>(source, Target{}, n, kBlock, 0);
+  }
+
+  static double ScaleAndSumNext(const Target& target, const Source& next,
+                                std::size_t n, Schedule schedule) {
+    if (schedule == Schedule::kRowByRow) {
+      Scale(target, n);
+      return Sum(next, n);
+    }
+    return SumAndScale<true>(next, target, n, kChunk,
+                             schedule == Schedule::kLead ? n : kChunk);
+  }
+
+  static RMS_NORM_INLINE std::size_t Min(std::size_t a, std::size_t b) {
+    return a < b ? a : b;
+  }
 };
 
 template <class Simd, class T, class Weight, bool kAddResidual>

@@ -1,0 +1,113 @@
+// Times every kernel that this CPU supports on the shapes of real models, with
+// memcpy of the same bytes beside it, in bytes read and written per second.
+//
+//   rms_norm_benchmark --benchmark_filter='rms_norm_f32_avx512|memcpy_4'
+#include <benchmark/benchmark.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "kernels/rms_norm/element_types.h"
+#include "kernels/rms_norm/kernels.h"
+
+namespace {
+
+using ai_edge_rms_norm::ElementType;
+using ai_edge_rms_norm::KernelInfo;
+
+constexpr std::int64_t kShapes[][2] = {
+    {1, 640},   {1, 1152},   {1, 2048},   {1, 4096},    {4, 256},    {16, 2048},
+    {128, 640}, {128, 2304}, {512, 4096}, {1024, 1152}, {2048, 8192}};
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+// Elements of value 1, so that no row takes an exceptional path.
+Memory Ones(ElementType type, std::size_t count) {
+  const std::size_t element = type == ElementType::kFloat32 ? 4 : 2;
+  const std::size_t bytes = (count * element + 63) / 64 * 64;
+  Memory memory(std::aligned_alloc(64, bytes));
+  for (std::size_t i = 0; i < count; ++i) {
+    switch (type) {
+      case ElementType::kFloat32:
+        static_cast<float*>(memory.get())[i] = 1.0f;
+        break;
+      case ElementType::kFloat16:
+        static_cast<ai_edge_rms_norm::Float16*>(memory.get())[i] = {0x3c00};
+        break;
+      case ElementType::kBFloat16:
+        static_cast<ai_edge_rms_norm::BFloat16*>(memory.get())[i] = {0x3f80};
+        break;
+    }
+  }
+  return memory;
+}
+
+void RunKernel(benchmark::State& state, const KernelInfo& info) {
+  const auto rows = static_cast<std::size_t>(state.range(0));
+  const auto n = static_cast<std::size_t>(state.range(1));
+  const bool adds = info.op == ai_edge_rms_norm::Op::kAddRmsNorm;
+  const Memory x = Ones(info.type, rows * n);
+  const Memory residual = Ones(info.type, adds ? rows * n : 0);
+  const Memory sum = Ones(info.type, adds ? rows * n : 0);
+  const Memory y = Ones(info.type, rows * n);
+  const Memory weight = Ones(ElementType::kFloat32, n);
+  const std::size_t element = info.type == ElementType::kFloat32 ? 4 : 2;
+  const ai_edge_rms_norm::KernelArgs args = {
+      rows,
+      n,
+      1e-6,
+      x.get(),
+      residual.get(),
+      weight.get(),
+      ElementType::kFloat32,
+      sum.get(),
+      y.get(),
+      /*stream=*/rows * n * element >= (std::size_t{8} << 20)};
+  for (auto _ : state) {
+    info.kernel(args);
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(static_cast<std::int64_t>(
+      state.iterations() * rows * n * element * (adds ? 4 : 2)));
+}
+
+void RunMemcpy(benchmark::State& state, ElementType type) {
+  const auto count = static_cast<std::size_t>(state.range(0) * state.range(1));
+  const std::size_t element = type == ElementType::kFloat32 ? 4 : 2;
+  const Memory x = Ones(type, count);
+  const Memory y = Ones(type, count);
+  for (auto _ : state) {
+    std::memcpy(y.get(), x.get(), count * element);
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(
+      static_cast<std::int64_t>(state.iterations() * count * element * 2));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (const auto& [rows, hidden_size] : kShapes) {
+    benchmark::RegisterBenchmark("memcpy_4_byte_elements", RunMemcpy,
+                                 ElementType::kFloat32)
+        ->Args({rows, hidden_size});
+    benchmark::RegisterBenchmark("memcpy_2_byte_elements", RunMemcpy,
+                                 ElementType::kFloat16)
+        ->Args({rows, hidden_size});
+    for (const KernelInfo& info : ai_edge_rms_norm::AllKernels()) {
+      if (!info.supported()) continue;
+      benchmark::RegisterBenchmark(info.name, RunKernel, info)
+          ->Args({rows, hidden_size});
+    }
+  }
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+}

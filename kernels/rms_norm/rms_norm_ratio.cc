@@ -1,0 +1,249 @@
+// Prints how long RmsNorm takes as a multiple of memcpy of the same bytes.
+//
+// Absolute times of a shared machine drift; the ratio of two neighbouring
+// measurements does not. Every round times the kernel and memcpy back to back,
+// single-threaded memcpy as the common measure for any number of threads, and
+// the median of the rounds' ratios is printed.
+//
+//   rms_norm_ratio [--op=rms_norm|add_rms_norm] [--type=f32|f16|bf16]
+//                  [--threads=N] [--rounds=N] [--consumer] [ROWSxHIDDEN ...]
+//
+// For add_rms_norm "the same bytes" are two copies: two matrices are read and
+// two written. --consumer adds a pass that reads the output to both sides. The
+// kernel variant is chosen by AI_EDGE_RMS_NORM_VARIANT as everywhere else.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/rms_norm/element_types.h"
+#include "kernels/rms_norm/rms_norm.h"
+#include "kernels/rms_norm/thread_pool.h"
+
+namespace {
+
+using ai_edge_rms_norm::ElementType;
+
+struct Shape {
+  std::size_t rows;
+  std::size_t hidden_size;
+};
+
+struct Options {
+  bool add = false;
+  bool consumer = false;
+  ElementType type = ElementType::kFloat32;
+  int threads = 1;
+  int rounds = 0;  // 0: as many as fit into half a second, at least 15
+  std::vector<Shape> shapes;
+};
+
+constexpr Shape kShapes[] = {
+    {1, 640},   {1, 1152},   {1, 2048},   {1, 4096},    {4, 256},    {16, 2048},
+    {128, 640}, {128, 2304}, {512, 4096}, {1024, 1152}, {2048, 8192}};
+
+[[noreturn]] void Usage(const char* argument) {
+  std::fprintf(stderr,
+               "rms_norm_ratio: bad argument \"%s\"; expected --op=rms_norm|"
+               "add_rms_norm, --type=f32|f16|bf16, --threads=N, --rounds=N, "
+               "--consumer or ROWSxHIDDEN\n",
+               argument);
+  std::exit(2);
+}
+
+Options Parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    Shape shape;
+    char rest;
+    if (argument == "--op=rms_norm") {
+      options.add = false;
+    } else if (argument == "--op=add_rms_norm") {
+      options.add = true;
+    } else if (argument == "--type=f32") {
+      options.type = ElementType::kFloat32;
+    } else if (argument == "--type=f16") {
+      options.type = ElementType::kFloat16;
+    } else if (argument == "--type=bf16") {
+      options.type = ElementType::kBFloat16;
+    } else if (argument == "--consumer") {
+      options.consumer = true;
+    } else if (std::sscanf(argv[i], "--threads=%d%c", &options.threads,
+                           &rest) == 1 ||
+               std::sscanf(argv[i], "--rounds=%d%c", &options.rounds, &rest) ==
+                   1) {
+    } else if (std::sscanf(argv[i], "%zux%zu%c", &shape.rows,
+                           &shape.hidden_size, &rest) == 2 &&
+               shape.rows > 0 && shape.hidden_size > 0) {
+      options.shapes.push_back(shape);
+    } else {
+      Usage(argv[i]);
+    }
+  }
+  if (options.shapes.empty()) {
+    options.shapes.assign(std::begin(kShapes), std::end(kShapes));
+  }
+  return options;
+}
+
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2,
+                   values.end());
+  return values[values.size() / 2];
+}
+
+// Seconds per call of f, called n times.
+template <class F>
+double Time(std::size_t n, const F& f) {
+  const auto start = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < n; ++i) {
+    f();
+    __asm__ __volatile__("" ::: "memory");
+  }
+  const std::chrono::duration<double> elapsed =
+      std::chrono::steady_clock::now() - start;
+  return elapsed.count() / static_cast<double>(n);
+}
+
+// The buffers lie one after the other at multiples of 64 bytes, as tensors do
+// in an interpreter's arena.
+class Arena {
+ public:
+  explicit Arena(std::size_t bytes)
+      : memory_(
+            static_cast<char*>(std::aligned_alloc(4096, Round(bytes, 4096)))),
+        next_(memory_) {
+    std::memset(memory_, 0, Round(bytes, 4096));
+  }
+  ~Arena() { std::free(memory_); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  char* Allocate(std::size_t bytes) {
+    char* result = next_;
+    next_ += Round(bytes, 64);
+    return result;
+  }
+  static std::size_t Round(std::size_t bytes, std::size_t multiple) {
+    return (bytes + multiple - 1) / multiple * multiple;
+  }
+
+ private:
+  char* memory_;
+  char* next_;
+};
+
+void Fill(ElementType type, char* data, std::size_t count, std::mt19937* rng) {
+  std::normal_distribution<float> normal;
+  for (std::size_t i = 0; i < count; ++i) {
+    const float value = normal(*rng);
+    switch (type) {
+      case ElementType::kFloat32:
+        reinterpret_cast<float*>(data)[i] = value;
+        break;
+      case ElementType::kFloat16:
+        reinterpret_cast<ai_edge_rms_norm::Float16*>(data)[i] =
+            ai_edge_rms_norm::FromFloat<ai_edge_rms_norm::Float16>(value);
+        break;
+      case ElementType::kBFloat16:
+        reinterpret_cast<ai_edge_rms_norm::BFloat16*>(data)[i] =
+            ai_edge_rms_norm::FromFloat<ai_edge_rms_norm::BFloat16>(value);
+        break;
+    }
+  }
+}
+
+std::uint64_t Consume(const char* data, std::size_t bytes) {
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i + 8 <= bytes; i += 8) {
+    std::uint64_t value;
+    std::memcpy(&value, data + i, 8);
+    sum += value;
+  }
+  return sum;
+}
+
+void Measure(const Options& options, Shape shape,
+             ai_edge_rms_norm::ThreadPool* pool) {
+  const std::size_t element = options.type == ElementType::kFloat32 ? 4 : 2;
+  const std::size_t count = shape.rows * shape.hidden_size;
+  const std::size_t bytes = count * element;
+  Arena arena(4 * Arena::Round(bytes, 64) +
+              Arena::Round(4 * shape.hidden_size, 64));
+  char* x = arena.Allocate(bytes);
+  char* residual = arena.Allocate(options.add ? bytes : 0);
+  char* weight = arena.Allocate(4 * shape.hidden_size);
+  char* sum = arena.Allocate(options.add ? bytes : 0);
+  char* y = arena.Allocate(bytes);
+  std::mt19937 rng(1);
+  Fill(options.type, x, count, &rng);
+  if (options.add) Fill(options.type, residual, count, &rng);
+  Fill(ElementType::kFloat32, weight, shape.hidden_size, &rng);
+
+  ai_edge_rms_norm::RmsNormParams params;
+  params.rows = shape.rows;
+  params.hidden_size = shape.hidden_size;
+  params.epsilon = 1e-6;
+  params.type = options.type;
+  volatile std::uint64_t sink = 0;
+  const auto consume = [&] {
+    if (options.consumer) sink = sink + Consume(y, bytes);
+  };
+  const auto kernel = [&] {
+    if (options.add) {
+      ai_edge_rms_norm::AddRmsNorm(params, x, residual, weight, sum, y, pool);
+    } else {
+      ai_edge_rms_norm::RmsNorm(params, x, weight, y, pool);
+    }
+    consume();
+  };
+  const auto copy = [&] {
+    if (options.add) std::memcpy(sum, residual, bytes);
+    std::memcpy(y, x, bytes);
+    consume();
+  };
+
+  // Long enough for the clock and for what one call leaves in the caches to be
+  // what the next one finds.
+  constexpr double kSecondsPerMeasurement = 200e-6;
+  Time(3, copy);
+  const double estimate = Time(3, copy);
+  const auto calls = static_cast<std::size_t>(
+      std::max(1.0, kSecondsPerMeasurement / estimate));
+  const int rounds =
+      options.rounds > 0
+          ? options.rounds
+          : std::max(15, static_cast<int>(0.2 / (estimate * calls)));
+  std::vector<double> kernel_times, copy_times, ratios;
+  for (int round = 0; round < rounds; ++round) {
+    Time(calls / 8 + 1, kernel);
+    kernel_times.push_back(Time(calls, kernel));
+    Time(calls / 8 + 1, copy);
+    copy_times.push_back(Time(calls, copy));
+    ratios.push_back(kernel_times.back() / copy_times.back());
+  }
+  std::sort(ratios.begin(), ratios.end());
+  const std::string name =
+      std::to_string(shape.rows) + "x" + std::to_string(shape.hidden_size);
+  std::printf("%-10s %10.3f us  memcpy %10.3f us  ratio %5.2f  (%.2f-%.2f)\n",
+              name.c_str(), Median(kernel_times) * 1e6,
+              Median(copy_times) * 1e6, ratios[ratios.size() / 2],
+              ratios[ratios.size() / 4], ratios[ratios.size() * 3 / 4]);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Options options = Parse(argc, argv);
+  ai_edge_rms_norm::ThreadPool pool(options.threads);
+  std::printf("variant %s, %d thread%s; median ratio (quartiles)\n",
+              ai_edge_rms_norm::RmsNormVariant(), pool.num_threads(),
+              pool.num_threads() == 1 ? "" : "s");
+  for (const Shape& shape : options.shapes) Measure(options, shape, &pool);
+}

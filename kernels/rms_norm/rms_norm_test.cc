@@ -1,0 +1,543 @@
+// Tests every kernel that this CPU supports against the float64 reference, and
+// the library's dispatch and threading.
+#include "kernels/rms_norm/rms_norm.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <ostream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/rms_norm/element_types.h"
+#include "kernels/rms_norm/kernels.h"
+#include "kernels/rms_norm/rms_norm_reference.h"
+#include "kernels/rms_norm/thread_pool.h"
+
+namespace ai_edge_rms_norm {
+
+void PrintTo(const KernelInfo& info, std::ostream* os) { *os << info.name; }
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+std::size_t SizeOf(ElementType type) {
+  return type == ElementType::kFloat32 ? 4 : 2;
+}
+
+// A matrix of elements between guard bytes, `misalignment` elements away from
+// a multiple of 64 bytes.
+class Buffer {
+ public:
+  Buffer(ElementType type, std::size_t size, std::size_t misalignment = 0)
+      : type_(type),
+        size_(size),
+        bytes_(size * SizeOf(type) + 3 * kGuard, kGuardByte) {
+    const auto address = reinterpret_cast<std::uintptr_t>(bytes_.data());
+    begin_ = (kGuard - address % kGuard) + kGuard + misalignment * SizeOf(type);
+    bytes_.resize(begin_ + size * SizeOf(type) + kGuard, kGuardByte);
+  }
+  Buffer(ElementType type, const std::vector<float>& values,
+         std::size_t misalignment = 0)
+      : Buffer(type, values.size(), misalignment) {
+    for (std::size_t i = 0; i < size_; ++i) Set(i, values[i]);
+  }
+  Buffer(const Buffer&) = delete;  // a copy would be aligned differently
+  Buffer(Buffer&&) = default;
+
+  void* data() { return bytes_.data() + begin_; }
+  const void* data() const { return bytes_.data() + begin_; }
+  std::size_t size() const { return size_; }
+
+  float operator[](std::size_t i) const {
+    switch (type_) {
+      case ElementType::kFloat32:
+        return static_cast<const float*>(data())[i];
+      case ElementType::kFloat16:
+        return ToFloat(static_cast<const Float16*>(data())[i]);
+      case ElementType::kBFloat16:
+        return ToFloat(static_cast<const BFloat16*>(data())[i]);
+    }
+    return kNaN;
+  }
+
+  bool GuardsIntact() const {
+    const auto is_guard = [](char c) { return c == kGuardByte; };
+    return std::all_of(bytes_.begin(), bytes_.begin() + begin_, is_guard) &&
+           std::all_of(bytes_.begin() + begin_ + size_ * SizeOf(type_),
+                       bytes_.end(), is_guard);
+  }
+
+  bool SameBits(const Buffer& other) const {
+    return size_ == other.size_ &&
+           std::memcmp(data(), other.data(), size_ * SizeOf(type_)) == 0;
+  }
+
+ private:
+  static constexpr std::size_t kGuard = 64;
+  static constexpr char kGuardByte = '\xa5';
+
+  void Set(std::size_t i, float value) {
+    switch (type_) {
+      case ElementType::kFloat32:
+        static_cast<float*>(data())[i] = value;
+        return;
+      case ElementType::kFloat16:
+        static_cast<Float16*>(data())[i] = FromFloat<Float16>(value);
+        return;
+      case ElementType::kBFloat16:
+        static_cast<BFloat16*>(data())[i] = FromFloat<BFloat16>(value);
+        return;
+    }
+  }
+
+  ElementType type_;
+  std::size_t size_;
+  std::vector<char> bytes_;
+  std::size_t begin_;
+};
+
+std::vector<float> Normal(std::size_t count, unsigned seed,
+                          float magnitude = 1.0f) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = magnitude * normal(rng);
+  return values;
+}
+
+// How far y may be from the reference: one rounding to the element type, the
+// roundings of the scale and of the two products in float32, and what summing
+// up to 16 squares per lane and then the lanes in float32 may have added. Where
+// the result is subnormal, so may be the product that weight multiplies.
+double Tolerance(ElementType type, std::size_t hidden_size, double expected) {
+  const double float32 = 0x1p-24;
+  const double unit = type == ElementType::kFloat32   ? 0x1p-24
+                      : type == ElementType::kFloat16 ? 0x1p-11
+                                                      : 0x1p-8;
+  const double smallest = type == ElementType::kFloat32   ? 0x1p-149
+                          : type == ElementType::kFloat16 ? 0x1p-24
+                                                          : 0x1p-133;
+  const double sum = std::min<double>(hidden_size, 16.0) / 4.0;
+  return std::abs(expected) * (unit + (3.0 + sum) * float32) + 3.0 * smallest;
+}
+
+// The largest finite value plus half an ulp: what rounds to infinity.
+double Overflow(ElementType type) {
+  return type == ElementType::kFloat32   ? 0x1.ffffffp+127
+         : type == ElementType::kFloat16 ? 65520.0
+                                         : 0x1.ffp+127;
+}
+
+void ExpectNear(ElementType type, std::size_t hidden_size,
+                const std::vector<double>& expected, const Buffer& actual,
+                const std::string& what) {
+  ASSERT_TRUE(actual.GuardsIntact()) << what;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const double e = expected[i];
+    const double a = actual[i];
+    if (std::isnan(e)) {
+      ASSERT_TRUE(std::isnan(a)) << what << " element " << i << ": " << a;
+    } else if (std::abs(e) >= Overflow(type)) {
+      ASSERT_EQ(a, std::copysign(HUGE_VAL, e)) << what << " element " << i;
+    } else {
+      ASSERT_LE(std::abs(a - e), Tolerance(type, hidden_size, e))
+          << what << " element " << i << ": " << a << " instead of " << e;
+    }
+  }
+}
+
+double MaxUlp(const std::vector<double>& expected, const Buffer& actual) {
+  double max = 0.0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const float rounded = std::abs(static_cast<float>(expected[i]));
+    const double ulp = std::nextafter(rounded, kInfinity) - double{rounded};
+    max = std::max(max, std::abs(actual[i] - expected[i]) / ulp);
+  }
+  return max;
+}
+
+class KernelTest : public testing::TestWithParam<KernelInfo> {
+ protected:
+  void SetUp() override {
+    if (!GetParam().supported()) {
+      GTEST_SKIP() << "this CPU does not support " << GetParam().isa;
+    }
+  }
+
+  bool adds() const { return GetParam().op == Op::kAddRmsNorm; }
+  ElementType type() const { return GetParam().type; }
+
+  RmsNormParams Params(std::size_t rows, std::size_t hidden_size,
+                       double epsilon, ElementType weight_type) const {
+    return {rows, hidden_size, epsilon, type(), weight_type};
+  }
+
+  void Run(const RmsNormParams& params, const void* x, const void* residual,
+           const void* weight, void* sum, void* y, bool stream = false) const {
+    GetParam().kernel({params.rows, params.hidden_size, params.epsilon, x,
+                       residual, weight, params.weight_type, sum, y, stream});
+  }
+
+  std::vector<double> Expected(const RmsNormParams& params, const Buffer& x,
+                               const Buffer& residual, const Buffer* weight,
+                               Buffer* sum) const {
+    std::vector<double> y(params.rows * params.hidden_size);
+    const void* w = weight == nullptr ? nullptr : weight->data();
+    if (adds()) {
+      AddRmsNormReference(params, x.data(), residual.data(), w, sum->data(),
+                          y.data());
+    } else {
+      RmsNormReference(params, x.data(), w, y.data());
+    }
+    return y;
+  }
+
+  // Runs the kernel on x (and residual, a permutation of x that makes the sum
+  // of the same magnitude) and compares with the reference.
+  void Check(std::size_t rows, std::size_t hidden_size,
+             const std::vector<float>& values, double epsilon,
+             const Buffer* weight, ElementType weight_type,
+             std::size_t misalignment, const std::string& what) {
+    const RmsNormParams params =
+        Params(rows, hidden_size, epsilon, weight_type);
+    const Buffer x(type(), values, misalignment);
+    std::vector<float> rotated = values;
+    for (std::size_t row = 0; row < rows; ++row) {
+      const auto begin = rotated.begin() + row * hidden_size;
+      std::rotate(begin, begin + hidden_size / 3, begin + hidden_size);
+    }
+    const Buffer residual(type(), rotated, misalignment);
+    Buffer sum(type(), values.size(), misalignment);
+    Buffer expected_sum(type(), values.size());
+    Buffer y(type(), values.size(), misalignment);
+    const std::vector<double> expected =
+        Expected(params, x, residual, weight, &expected_sum);
+    Run(params, x.data(), residual.data(),
+        weight == nullptr ? nullptr : weight->data(), sum.data(), y.data());
+    ExpectNear(type(), hidden_size, expected, y, what);
+    ASSERT_TRUE(sum.GuardsIntact()) << what;
+    if (adds()) {
+      for (std::size_t i = 0; i < sum.size(); ++i) {
+        ASSERT_TRUE(sum[i] == expected_sum[i] ||
+                    (std::isnan(sum[i]) && std::isnan(expected_sum[i])))
+            << what << " sum " << i << ": " << sum[i] << " instead of "
+            << expected_sum[i];
+      }
+    }
+  }
+};
+
+// Four times the widest vector and three more, and the sizes around the blocks
+// of the algorithm and of real models.
+std::vector<std::size_t> HiddenSizes() {
+  std::vector<std::size_t> sizes;
+  for (std::size_t n = 1; n <= 4 * 16 + 3; ++n) sizes.push_back(n);
+  for (std::size_t n : {128, 255, 256, 257, 319, 320, 512, 576, 640, 768, 1024,
+                        1152, 1536, 2048, 2560, 3072, 4096, 4097, 8191}) {
+    sizes.push_back(n);
+  }
+  return sizes;
+}
+
+TEST_P(KernelTest, MatchesReferenceForEverySizeWeightAndAlignment) {
+  for (std::size_t n : HiddenSizes()) {
+    for (std::size_t rows : {1, 3}) {
+      const std::vector<float> values = Normal(rows * n, 1);
+      const Buffer float_weight(ElementType::kFloat32, Normal(n, 2), n % 2);
+      const Buffer own_weight(type(), Normal(n, 3), n % 2);
+      for (std::size_t misalignment : {0, 1}) {
+        const std::string what = std::to_string(rows) + "x" +
+                                 std::to_string(n) + "+" +
+                                 std::to_string(misalignment);
+        Check(rows, n, values, 1e-6, nullptr, type(), misalignment,
+              what + " without weight");
+        Check(rows, n, values, 1e-6, &float_weight, ElementType::kFloat32,
+              misalignment, what + " float32 weight");
+        Check(rows, n, values, 1e-6, &own_weight, type(), misalignment,
+              what + " weight of x's type");
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, AllowsEveryAliasing) {
+  for (std::size_t n : {5, 640, 2500}) {
+    const RmsNormParams params = Params(5, n, 1e-6, ElementType::kFloat32);
+    const std::vector<float> values = Normal(5 * n, 1);
+    const Buffer weight(ElementType::kFloat32, Normal(n, 2));
+    const auto run = [&](int sum_at, int y_at) {
+      // Buffers 0 to 3: x, residual, another for sum, another for y.
+      std::vector<Buffer> buffers;
+      buffers.emplace_back(type(), values);
+      buffers.emplace_back(type(), Normal(5 * n, 3));
+      buffers.emplace_back(type(), values.size());
+      buffers.emplace_back(type(), values.size());
+      Run(params, buffers[0].data(), buffers[1].data(), weight.data(),
+          buffers[sum_at].data(), buffers[y_at].data());
+      return std::vector<Buffer>(std::make_move_iterator(buffers.begin()),
+                                 std::make_move_iterator(buffers.end()));
+    };
+    const std::vector<Buffer> apart = run(2, 3);
+    for (int y_at : {0, 1, 3}) {
+      if (!adds() && y_at == 1) continue;
+      for (int sum_at : {0, 1, 2}) {
+        if (!adds() && sum_at != 2) continue;
+        const std::vector<Buffer> aliased = run(sum_at, y_at);
+        EXPECT_TRUE(aliased[y_at].SameBits(apart[3]))
+            << "sum in buffer " << sum_at << ", y in buffer " << y_at;
+        if (adds() && sum_at != y_at) {
+          EXPECT_TRUE(aliased[sum_at].SameBits(apart[2]))
+              << "sum in buffer " << sum_at << ", y in buffer " << y_at;
+        }
+      }
+    }
+    if (adds()) {  // y over sum: only y remains
+      EXPECT_TRUE(run(2, 2)[2].SameBits(apart[3]));
+    }
+  }
+}
+
+TEST_P(KernelTest, RowsDoNotDependOnEachOtherOrOnStreaming) {
+  // Sizes below and above those that the schedule changes at.
+  for (std::size_t n : {64, 640, 1600, 2048, 3072}) {
+    for (std::size_t rows : {2, 7, 70}) {
+      const Buffer x(type(), Normal(rows * n, 1));
+      const Buffer residual(type(), Normal(rows * n, 2));
+      const Buffer weight(type(), Normal(n, 3));
+      Buffer sum(type(), rows * n);
+      Buffer y(type(), rows * n);
+      Buffer streamed(type(), rows * n);
+      Buffer one_by_one(type(), rows * n);
+      RmsNormParams params = Params(rows, n, 1e-6, type());
+      Run(params, x.data(), residual.data(), weight.data(), sum.data(),
+          y.data());
+      Run(params, x.data(), residual.data(), weight.data(), sum.data(),
+          streamed.data(), /*stream=*/true);
+      params.rows = 1;
+      for (std::size_t row = 0; row < rows; ++row) {
+        const std::size_t offset = row * n * SizeOf(type());
+        Run(params, static_cast<const char*>(x.data()) + offset,
+            static_cast<const char*>(residual.data()) + offset, weight.data(),
+            static_cast<char*>(sum.data()) + offset,
+            static_cast<char*>(one_by_one.data()) + offset);
+      }
+      EXPECT_TRUE(y.SameBits(one_by_one)) << rows << "x" << n;
+      EXPECT_TRUE(y.SameBits(streamed)) << rows << "x" << n;
+      EXPECT_TRUE(streamed.GuardsIntact()) << rows << "x" << n;
+    }
+  }
+}
+
+// Rows of every magnitude between ordinary ones: sums of squares that overflow
+// or underflow float32 must not turn into zeros or infinities.
+TEST_P(KernelTest, KeepsHugeAndTinyRows) {
+  for (float magnitude : {1e18f, 1e19f, 1e25f, 1e30f, 1e37f, 1e38f, 60000.0f,
+                          1e-15f, 1e-20f, 1e-30f, 1e-37f, 1e-42f}) {
+    for (double epsilon : {1e-5, 1e-12, 1e-30, 1e-60}) {
+      for (std::size_t n : {3, 100, 1152}) {
+        const bool is_half = type() == ElementType::kFloat16;
+        if (is_half && magnitude > 1e5f) continue;
+        std::vector<float> values = Normal(3 * n, 1);
+        for (std::size_t i = n; i < 2 * n; ++i) {
+          // Halved, so that neither a normal deviate nor x + residual
+          // overflows.
+          values[i] = std::clamp(values[i], -1.5f, 1.5f) *
+                      (is_half ? 0.25f : 0.5f) * magnitude;
+        }
+        const Buffer weight(ElementType::kFloat32, Normal(n, 2));
+        Check(3, n, values, epsilon, &weight, ElementType::kFloat32, 0,
+              "magnitude " + std::to_string(magnitude) + " epsilon " +
+                  std::to_string(epsilon) + " n " + std::to_string(n));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, ZeroRowsStayZero) {
+  for (double epsilon : {1e-6, 1e-300}) {
+    for (std::size_t n : {1, 20, 640}) {
+      Check(3, n, std::vector<float>(3 * n, -0.0f), epsilon, nullptr, type(), 0,
+            "zeros");
+    }
+  }
+}
+
+TEST_P(KernelTest, PropagatesNaNAndInfinityWithinTheirRow) {
+  for (std::size_t n : {1, 7, 64, 700}) {
+    for (float special : {kNaN, kInfinity, -kInfinity}) {
+      std::vector<float> values = Normal(3 * n, 1);
+      values[n + n / 2] = special;
+      Check(3, n, values, 1e-6, nullptr, type(), 0,
+            "special value " + std::to_string(special));
+    }
+  }
+}
+
+TEST_P(KernelTest, NoRowsWriteNothing) {
+  Buffer y(type(), Normal(8, 1));
+  const Buffer before(type(), Normal(8, 1));
+  RmsNormParams params = Params(0, 8, 1e-6, type());
+  if (adds()) {
+    AddRmsNorm(params, nullptr, nullptr, nullptr, nullptr, y.data());
+  } else {
+    RmsNorm(params, nullptr, nullptr, y.data());
+  }
+  EXPECT_TRUE(y.SameBits(before));
+}
+
+TEST_P(KernelTest, KeepsItsAccuracyBounds) {
+  if (type() != ElementType::kFloat32) {
+    GTEST_SKIP() << "dominated by the rounding of the result";
+  }
+  const std::size_t n = 4096;
+  const std::size_t rows = 512;
+  const Buffer weight(type(), Normal(n, 2));
+  const RmsNormParams params = Params(rows, n, 1e-6, type());
+  const Buffer x(type(), Normal(rows * n, 1));
+  const Buffer residual(type(), Normal(rows * n, 3));
+  Buffer sum(type(), rows * n);
+  Buffer expected_sum(type(), rows * n);
+  Buffer y(type(), rows * n);
+  Run(params, x.data(), residual.data(), weight.data(), sum.data(), y.data());
+  const double ulp =
+      MaxUlp(Expected(params, x, residual, &weight, &expected_sum), y);
+  RecordProperty("max_ulp_512x4096", std::to_string(ulp));
+  EXPECT_LE(ulp, 3.0);
+  if (adds()) return;
+
+  const auto relative_error = [&](const std::vector<float>& row,
+                                  const char* name) {
+    const Buffer constant(type(), row);
+    const RmsNormParams one_row = Params(1, row.size(), 1e-6, type());
+    Buffer out(type(), row.size());
+    Run(one_row, constant.data(), nullptr, nullptr, nullptr, out.data());
+    const std::vector<double> expected =
+        Expected(one_row, constant, constant, nullptr, nullptr);
+    double max = 0.0;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      max =
+          std::max(max, std::abs(out[i] - expected[i]) / std::abs(expected[i]));
+    }
+    RecordProperty(name, std::to_string(max * 1e9) + "e-9");
+    return max;
+  };
+  for (std::size_t size : {640, 4096, 8192, 65536}) {
+    std::vector<float> row(size, 0.1f);
+    EXPECT_LE(relative_error(row, "relative_error_constant"), 1.5e-7) << size;
+    row[size / 3] = 1e4f;
+    EXPECT_LE(relative_error(row, "relative_error_outlier"), 2.0e-7) << size;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KernelTest,
+                         testing::ValuesIn(AllKernels().begin(),
+                                           AllKernels().end()),
+                         [](const testing::TestParamInfo<KernelInfo>& info) {
+                           return std::string(info.param.name);
+                         });
+
+TEST(RmsNormTest, ResultDoesNotDependOnTheNumberOfThreads) {
+  struct Shape {
+    std::size_t rows, hidden_size;
+  };
+  for (const Shape shape : {Shape{1, 4096}, Shape{16, 2048}, Shape{129, 640},
+                            Shape{257, 2304}, Shape{515, 4096}}) {
+    const std::size_t size = shape.rows * shape.hidden_size;
+    const ElementType type = ElementType::kFloat32;
+    const RmsNormParams params = {shape.rows, shape.hidden_size, 1e-6};
+    const Buffer x(type, Normal(size, 1));
+    const Buffer residual(type, Normal(size, 2));
+    const Buffer weight(type, Normal(shape.hidden_size, 3));
+    Buffer y(type, size), sum(type, size), added(type, size);
+    RmsNorm(params, x.data(), weight.data(), y.data());
+    AddRmsNorm(params, x.data(), residual.data(), weight.data(), sum.data(),
+               added.data());
+    for (int threads : {1, 2, 3, 8}) {
+      ThreadPool pool(threads);
+      for (int repetition = 0; repetition < 3; ++repetition) {
+        Buffer y2(type, size), sum2(type, size), added2(type, size);
+        RmsNorm(params, x.data(), weight.data(), y2.data(), &pool);
+        AddRmsNorm(params, x.data(), residual.data(), weight.data(),
+                   sum2.data(), added2.data(), &pool);
+        ASSERT_TRUE(y2.SameBits(y)) << threads << " threads";
+        ASSERT_TRUE(sum2.SameBits(sum)) << threads << " threads";
+        ASSERT_TRUE(added2.SameBits(added)) << threads << " threads";
+        ASSERT_TRUE(y2.GuardsIntact() && added2.GuardsIntact());
+      }
+    }
+  }
+}
+
+TEST(RmsNormVariantDeathTest, IsChosenByTheEnvironmentVariable) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  const auto exit_unless_variant_is = [](const char* wanted,
+                                         const std::string& expected) {
+    setenv("AI_EDGE_RMS_NORM_VARIANT", wanted, 1);
+    std::exit(RmsNormVariant() == expected ? 0 : 1);
+  };
+  std::string best;
+  for (const KernelInfo& info : AllKernels()) {
+    if (!info.supported()) continue;
+    if (best.empty()) best = info.isa;
+    EXPECT_EXIT(exit_unless_variant_is(info.isa, info.isa),
+                testing::ExitedWithCode(0), "^$");
+  }
+  EXPECT_EXIT(exit_unless_variant_is("", best), testing::ExitedWithCode(0),
+              "^$");
+  EXPECT_EXIT(exit_unless_variant_is("mmx", best), testing::ExitedWithCode(0),
+              "AI_EDGE_RMS_NORM_VARIANT=mmx is not a known variant; using " +
+                  best + " instead");
+}
+
+TEST(ElementTypesTest, ConvertsEveryFloat16) {
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const Float16 half = {static_cast<std::uint16_t>(bits)};
+    const int exponent = (bits >> 10) & 31;
+    const int mantissa = bits & 1023;
+    const double sign = bits & 0x8000 ? -1.0 : 1.0;
+    if (exponent == 31 && mantissa != 0) {
+      EXPECT_TRUE(std::isnan(ToFloat(half)));
+      EXPECT_TRUE(std::isnan(ToFloat(FromFloat<Float16>(ToFloat(half)))));
+      continue;
+    }
+    const double expected =
+        exponent == 31  ? sign * HUGE_VAL
+        : exponent == 0 ? sign * std::ldexp(mantissa, -24)
+                        : sign * std::ldexp(1024 + mantissa, exponent - 25);
+    ASSERT_EQ(ToFloat(half), expected) << bits;
+    ASSERT_EQ(FromFloat<Float16>(ToFloat(half)).bits, bits);
+    // Halfway to the next value rounds to the even one of the two.
+    if ((bits & 0x7fff) < 0x7bff) {
+      const Float16 next = {static_cast<std::uint16_t>(bits + 1)};
+      const float middle = 0.5f * (ToFloat(half) + ToFloat(next));
+      ASSERT_EQ(FromFloat<Float16>(middle).bits, bits + (bits & 1));
+    }
+  }
+  EXPECT_EQ(FromFloat<Float16>(65519.0f).bits, 0x7bff);
+  EXPECT_EQ(FromFloat<Float16>(65520.0f).bits, 0x7c00);
+}
+
+TEST(ElementTypesTest, RoundsBFloat16ToNearestEven) {
+  EXPECT_EQ(FromFloat<BFloat16>(1.0f).bits, 0x3f80);
+  EXPECT_EQ(FromFloat<BFloat16>(0x1.01p0f).bits, 0x3f80);  // tie, to even
+  EXPECT_EQ(FromFloat<BFloat16>(0x1.03p0f).bits, 0x3f82);  // tie, to even
+  EXPECT_EQ(FromFloat<BFloat16>(0x1.010002p0f).bits, 0x3f81);
+  EXPECT_EQ(FromFloat<BFloat16>(std::numeric_limits<float>::max()).bits,
+            0x7f80);
+  EXPECT_TRUE(std::isnan(
+      ToFloat(FromFloat<BFloat16>(internal::FloatFromBits(0x7f800001u)))));
+}
+
+}  // namespace
+}  // namespace ai_edge_rms_norm

@@ -1,0 +1,138 @@
+// AVX2 + FMA + F16C vector operations for row_kernel.h: 8 lanes.
+//
+// In an anonymous namespace: each file that includes this compiles it with
+// instruction set flags of its own.
+#ifndef KERNELS_RMS_NORM_SIMD_AVX2_H_
+#define KERNELS_RMS_NORM_SIMD_AVX2_H_
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <type_traits>
+
+#include "kernels/rms_norm/element_types.h"
+
+namespace ai_edge_rms_norm {
+namespace {
+
+// Loading 8 of these from position 8 - n gives a mask of n leading lanes.
+alignas(64) constexpr int kMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                        0,  0,  0,  0,  0,  0,  0,  0};
+
+struct Avx2 {
+  static constexpr std::size_t kLanes = 8;
+  static constexpr int kAccumulators = 8;  // FMA latency 4, two per cycle
+  static constexpr std::size_t kStreamAlignment = 32;
+  using Vec = __m256;
+
+  static RMS_NORM_INLINE Vec Zero() { return _mm256_setzero_ps(); }
+  static RMS_NORM_INLINE Vec Set(float a) { return _mm256_set1_ps(a); }
+  static RMS_NORM_INLINE Vec Add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static RMS_NORM_INLINE Vec Mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
+    return _mm256_fmadd_ps(a, b, c);
+  }
+  static RMS_NORM_INLINE float ReduceAdd(Vec v) {
+    const __m128 v4 =
+        _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+  }
+
+  template <class T>
+  using Scaler = Avx2;
+  static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
+    return static_cast<float>(1.0 / __builtin_sqrt(a));
+  }
+
+  static RMS_NORM_INLINE Vec Load(const float* p) { return _mm256_loadu_ps(p); }
+  static RMS_NORM_INLINE Vec LoadPartial(const float* p, std::size_t n) {
+    return _mm256_maskload_ps(p, Mask(n));
+  }
+  static RMS_NORM_INLINE void Store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+  static RMS_NORM_INLINE void StorePartial(float* p, Vec v, std::size_t n) {
+    _mm256_maskstore_ps(p, Mask(n), v);
+  }
+  static RMS_NORM_INLINE void Stream(float* p, Vec v) {
+    _mm256_stream_ps(p, v);
+  }
+  template <class T>
+  static RMS_NORM_INLINE Vec Round(Vec v) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return v;
+    } else {
+      return Widen<T>(Narrow<T>(v));
+    }
+  }
+
+  // 16-bit types. There are no masked 16-bit moves before AVX-512BW: partial
+  // vectors go through a buffer.
+  template <class T>
+  static RMS_NORM_INLINE Vec Load(const T* p) {
+    return Widen<T>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  template <class T>
+  static RMS_NORM_INLINE Vec LoadPartial(const T* p, std::size_t n) {
+    T buffer[kLanes] = {};
+    for (std::size_t k = 0; k < n; ++k) buffer[k] = p[k];
+    return Load(buffer);
+  }
+  template <class T>
+  static RMS_NORM_INLINE void Store(T* p, Vec v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), Narrow<T>(v));
+  }
+  template <class T>
+  static RMS_NORM_INLINE void StorePartial(T* p, Vec v, std::size_t n) {
+    T buffer[kLanes];
+    Store(buffer, v);
+    for (std::size_t k = 0; k < n; ++k) p[k] = buffer[k];
+  }
+  template <class T>
+  static RMS_NORM_INLINE void Stream(T* p, Vec v) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), Narrow<T>(v));
+  }
+  static RMS_NORM_INLINE void StreamFence() { _mm_sfence(); }
+
+ private:
+  static RMS_NORM_INLINE __m256i Mask(std::size_t n) {
+    return _mm256_loadu_si256(
+        reinterpret_cast<const __m256i*>(kMasks + kLanes - n));
+  }
+
+  template <class T>
+  static RMS_NORM_INLINE Vec Widen(__m128i bits) {
+    if constexpr (std::is_same_v<T, Float16>) {
+      return _mm256_cvtph_ps(bits);
+    } else {
+      return _mm256_castsi256_ps(
+          _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    }
+  }
+
+  template <class T>
+  static RMS_NORM_INLINE __m128i Narrow(Vec v) {
+    if constexpr (std::is_same_v<T, Float16>) {
+      return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    } else {
+      // As FromFloat<BFloat16>.
+      const __m256i bits = _mm256_castps_si256(v);
+      const __m256i odd =
+          _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+      const __m256i rounded = _mm256_add_epi32(
+          _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+      const __m256i quiet =
+          _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+      const __m256i nan =
+          _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+      const __m256i result =
+          _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+      return _mm_packus_epi32(_mm256_castsi256_si128(result),
+                              _mm256_extracti128_si256(result, 1));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace ai_edge_rms_norm
+
+#endif  // KERNELS_RMS_NORM_SIMD_AVX2_H_

@@ -1,0 +1,165 @@
+#include "kernels/rms_norm/thread_pool.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <ctime>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <vector>
+
+namespace ai_edge_rms_norm {
+namespace {
+
+using Counts = std::vector<std::atomic<int>>;
+
+void Count(void* context, std::size_t begin, std::size_t end) {
+  Counts& counts = *static_cast<Counts*>(context);
+  for (std::size_t i = begin; i < end; ++i) {
+    counts[i].fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void ExpectEveryIndexOnce(ThreadPool& pool, std::size_t count,
+                          std::size_t max_tasks) {
+  Counts counts(count);
+  pool.ParallelFor(count, max_tasks, Count, &counts);
+  for (std::size_t i = 0; i < count; ++i) {
+    ASSERT_EQ(counts[i].load(), 1)
+        << i << " of " << count << ", " << max_tasks << " tasks";
+  }
+}
+
+TEST(ThreadPoolTest, RunsEveryIndexExactlyOnce) {
+  for (int threads : {-1, 0, 1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    EXPECT_EQ(pool.num_threads(), threads < 1 ? 1 : threads);
+    for (std::size_t count : {0, 1, 2, 3, 16, 1000}) {
+      for (std::size_t max_tasks : {1, 2, 3, 7, 2000}) {
+        ExpectEveryIndexOnce(pool, count, max_tasks);
+      }
+    }
+  }
+}
+
+TEST(ThreadPoolTest, MakesNoMoreTasksThanAskedFor) {
+  struct Tasks {
+    std::mutex mutex;
+    int count = 0;
+  } tasks;
+  ThreadPool pool(4);
+  pool.ParallelFor(
+      100, 7,
+      [](void* context, std::size_t begin, std::size_t end) {
+        EXPECT_LT(begin, end);
+        auto* tasks = static_cast<Tasks*>(context);
+        const std::lock_guard<std::mutex> lock(tasks->mutex);
+        ++tasks->count;
+      },
+      &tasks);
+  EXPECT_EQ(tasks.count, 7);
+}
+
+TEST(ThreadPoolTest, UsesItsWorkers) {
+  struct Ids {
+    std::mutex mutex;
+    std::set<std::thread::id> ids;
+  } ids;
+  ThreadPool pool(2);
+  // Each task waits for the other one (or gives up after ten seconds).
+  pool.ParallelFor(
+      2, 2,
+      [](void* context, std::size_t, std::size_t) {
+        auto* ids = static_cast<Ids*>(context);
+        for (int i = 0; i < 10000; ++i) {
+          {
+            const std::lock_guard<std::mutex> lock(ids->mutex);
+            ids->ids.insert(std::this_thread::get_id());
+            if (ids->ids.size() == 2) return;
+          }
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+      },
+      &ids);
+  EXPECT_EQ(ids.ids.size(), 2u);
+}
+
+// Jobs that find the workers spinning, falling asleep and asleep.
+TEST(ThreadPoolTest, SurvivesPausesOfAnyLength) {
+  ThreadPool pool(3);
+  for (int i = 0; i < 3000; ++i) {
+    ExpectEveryIndexOnce(pool, 64, 12);
+    if (i % 3 == 0) {
+      std::this_thread::sleep_for(std::chrono::microseconds(i % 150));
+    }
+  }
+}
+
+TEST(ThreadPoolTest, SerializesConcurrentCallers) {
+  ThreadPool pool(3);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&pool] {
+      for (int i = 0; i < 1000; ++i) ExpectEveryIndexOnce(pool, 30, 6);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+TEST(ThreadPoolTest, IdleWorkersDoNotBurnTheCpu) {
+  ThreadPool pool(2);
+  ExpectEveryIndexOnce(pool, 10, 10);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const std::clock_t before = std::clock();  // CPU time of all threads
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  const double seconds =
+      static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  EXPECT_LT(seconds, 0.1);
+}
+
+TEST(ThreadPoolTest, WorksInAForkedChild) {
+  ThreadPool pool(3);
+  ExpectEveryIndexOnce(pool, 100, 12);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    // Jobs with workers of the child's own, and the destruction of a pool whose
+    // threads are not there.
+    alarm(20);
+    {
+      ThreadPool* inherited = &pool;
+      ExpectEveryIndexOnce(*inherited, 100, 12);
+      ThreadPool own(2);
+      ExpectEveryIndexOnce(own, 100, 12);
+    }
+    _exit(testing::Test::HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  ExpectEveryIndexOnce(pool, 100, 12);
+}
+
+TEST(ThreadPoolTest, IsDestroyedInAForkedChild) {
+  auto* pool = new ThreadPool(3);
+  ExpectEveryIndexOnce(*pool, 100, 12);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(20);
+    delete pool;
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  delete pool;
+}
+
+}  // namespace
+}  // namespace ai_edge_rms_norm
