@@ -11,8 +11,8 @@ namespace ai_edge_rms_norm {
 // Arguments as in rms_norm.h. residual and sum are used by add_rms_norm only.
 struct KernelArgs {
   std::size_t rows;
-  std::size_t hidden_size;
   double epsilon;
+  std::size_t hidden_size;
   const void* x;
   const void* residual;
   const void* weight;

@@ -2,10 +2,12 @@
 #include "kernels/rms_norm/rms_norm.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels/rms_norm/element_types.h"
 #include "kernels/rms_norm/kernels.h"
 #include "kernels/rms_norm/thread_pool.h"
 
@@ -79,13 +81,13 @@ void* Offset(void* pointer, std::size_t bytes) {
 
 struct Job {
   Kernel kernel;
-  KernelArgs args;
+  const KernelArgs* args;
   std::size_t row_bytes;
 };
 
 void RunRows(void* context, std::size_t begin, std::size_t end) {
   const Job& job = *static_cast<const Job*>(context);
-  KernelArgs args = job.args;
+  KernelArgs args = *job.args;
   const std::size_t offset = begin * job.row_bytes;
   args.rows = end - begin;
   args.x = Offset(args.x, offset);
@@ -95,36 +97,36 @@ void RunRows(void* context, std::size_t begin, std::size_t end) {
   job.kernel(args);
 }
 
-void Run(Op op, const RmsNormParams& params, const void* x,
-         const void* residual, const void* weight, void* sum, void* y,
-         ThreadPool* pool) {
+// Inlined into its two callers: a row of a small model takes 60 ns.
+RMS_NORM_INLINE void Run(Op op, const RmsNormParams& params, const void* x,
+                         const void* residual, const void* weight, void* sum,
+                         void* y, ThreadPool* pool) {
   if (params.rows == 0 || params.hidden_size == 0) return;
-  const Dispatch& dispatch = GetDispatch();
-  Job job;
-  job.kernel =
-      dispatch.kernels[static_cast<int>(op)][static_cast<int>(params.type)];
-  job.row_bytes = params.hidden_size * SizeOf(params.type);
-  const std::size_t y_bytes = params.rows * job.row_bytes;
-  job.args = {params.rows,
-              params.hidden_size,
-              params.epsilon,
-              x,
-              residual,
-              weight,
-              params.weight_type,
-              sum,
-              y,
-              y_bytes >= kMinStreamedBytes};
-
+  const Kernel kernel =
+      GetDispatch()
+          .kernels[static_cast<int>(op)][static_cast<int>(params.type)];
+  const std::size_t row_bytes = params.hidden_size * SizeOf(params.type);
+  const std::size_t y_bytes = params.rows * row_bytes;
+  const KernelArgs args = {params.rows,
+                           params.epsilon,
+                           params.hidden_size,
+                           x,
+                           residual,
+                           weight,
+                           params.weight_type,
+                           sum,
+                           y,
+                           y_bytes >= kMinStreamedBytes};
   if (pool != nullptr && params.rows > 1 && pool->num_threads() > 1) {
     const std::size_t bytes = y_bytes * (op == Op::kRmsNorm ? 2 : 4);
     const std::size_t tasks = std::min({params.rows, bytes / kMinBytesPerTask,
                                         kTasksPerThread * pool->num_threads()});
     if (tasks > 1) {
+      Job job = {kernel, &args, row_bytes};
       return pool->ParallelFor(params.rows, tasks, RunRows, &job);
     }
   }
-  job.kernel(job.args);
+  kernel(args);
 }
 
 }  // namespace

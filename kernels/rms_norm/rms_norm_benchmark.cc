@@ -60,8 +60,8 @@ void RunKernel(benchmark::State& state, const KernelInfo& info) {
   const std::size_t element = info.type == ElementType::kFloat32 ? 4 : 2;
   const ai_edge_rms_norm::KernelArgs args = {
       rows,
-      n,
       1e-6,
+      n,
       x.get(),
       residual.get(),
       weight.get(),

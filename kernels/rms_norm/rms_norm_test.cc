@@ -183,7 +183,7 @@ class KernelTest : public testing::TestWithParam<KernelInfo> {
 
   void Run(const RmsNormParams& params, const void* x, const void* residual,
            const void* weight, void* sum, void* y, bool stream = false) const {
-    GetParam().kernel({params.rows, params.hidden_size, params.epsilon, x,
+    GetParam().kernel({params.rows, params.epsilon, params.hidden_size, x,
                        residual, weight, params.weight_type, sum, y, stream});
   }
 

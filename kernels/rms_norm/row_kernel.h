@@ -40,37 +40,12 @@ struct NoWeight {};
 template <class Simd, class T, class Weight, bool kAddResidual, bool kStream>
 class RowKernel {
  public:
-  static void Run(const KernelArgs& args) {
-    const std::size_t n = args.hidden_size;
-    const double reciprocal_n = 1.0 / static_cast<double>(n);
-    const Schedule schedule = ChooseSchedule(args.rows, n);
-
-    Source source = {static_cast<const T*>(args.x),
-                     static_cast<const T*>(args.residual),
-                     static_cast<T*>(args.sum)};
-    Target target;
-    target.weight = static_cast<const Weight*>(args.weight);
-    target.y = static_cast<T*>(args.y);
-
-    double sum_of_squares = Sum(source, n);
-    for (std::size_t r = 0; r < args.rows; ++r, target.y += n) {
-      const double mean_plus_epsilon =
-          sum_of_squares * reciprocal_n + args.epsilon;
-      target.row = kAddResidual ? source.sum : source.x;
-      source.Advance(n);
-      const bool last = r + 1 == args.rows;
-      if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
-        NormalizeExceptionalRow(kElementType<T>, n, args.epsilon, target.row,
-                                args.weight, args.weight_type, target.y);
-        if (!last) sum_of_squares = Sum(source, n);
-        continue;
-      }
-      target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
-      if (last) {
-        Scale(target, n);
-      } else {
-        sum_of_squares = ScaleAndSumNext(target, source, n, schedule);
-      }
+  static RMS_NORM_INLINE void Run(const KernelArgs& args) {
+    const Schedule schedule = ChooseSchedule(args.rows, args.hidden_size);
+    if (schedule == Schedule::kRowByRow) {
+      RunRowByRow(args);
+    } else {
+      RunOneRowAhead(args, schedule == Schedule::kLead);
     }
   }
 
@@ -120,17 +95,86 @@ class RowKernel {
     kInterleave,
   };
 
-  static Schedule ChooseSchedule(std::size_t rows, std::size_t n) {
+  static RMS_NORM_INLINE Schedule ChooseSchedule(std::size_t rows,
+                                                 std::size_t n) {
     // Interleaving pays as long as both rows, the output and the weight stay in
     // a 32 KiB first-level cache, with room for what is prefetched; leading
     // while the matrices stay in a second-level cache of 512 KiB or more. Both
     // measured, see docs/benchmarks.md.
     constexpr std::size_t kRows = kAddResidual ? 6 : 4;
     const std::size_t row_bytes = n * sizeof(T);
-    if (kStream) return Schedule::kRowByRow;
+    if (kStream || rows == 1) return Schedule::kRowByRow;
     if (kRows * row_bytes <= 24 << 10) return Schedule::kInterleave;
     if ((kRows - 2) * rows * row_bytes <= 512 << 10) return Schedule::kLead;
     return Schedule::kRowByRow;
+  }
+
+  static RMS_NORM_INLINE Source FirstSource(const KernelArgs& args) {
+    if constexpr (kAddResidual) {
+      return {static_cast<const T*>(args.x),
+              static_cast<const T*>(args.residual), static_cast<T*>(args.sum)};
+    } else {
+      return {static_cast<const T*>(args.x), nullptr, nullptr};
+    }
+  }
+
+  static RMS_NORM_INLINE Target FirstTarget(const KernelArgs& args) {
+    return {nullptr, static_cast<const Weight*>(args.weight),
+            static_cast<T*>(args.y), 0.0f};
+  }
+
+  static __attribute__((noinline)) void ScaleExceptional(const KernelArgs& args,
+                                                         const T* row, T* y) {
+    NormalizeExceptionalRow(kElementType<T>, args.hidden_size, args.epsilon,
+                            row, args.weight, args.weight_type, y);
+  }
+
+  static RMS_NORM_INLINE void RunRowByRow(const KernelArgs& args) {
+    const std::size_t n = args.hidden_size;
+    const double reciprocal_n = 1.0 / static_cast<double>(n);
+    Source source = FirstSource(args);
+    Target target = FirstTarget(args);
+    for (std::size_t r = 0; r < args.rows; ++r) {
+      const double mean_plus_epsilon =
+          Sum(source, n) * reciprocal_n + args.epsilon;
+      target.row = kAddResidual ? source.sum : source.x;
+      if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
+        ScaleExceptional(args, target.row, target.y);
+      } else {
+        target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
+        Scale(target, n);
+      }
+      source.Advance(n);
+      target.y += n;
+    }
+  }
+
+  static RMS_NORM_INLINE void RunOneRowAhead(const KernelArgs& args,
+                                             bool lead) {
+    const std::size_t n = args.hidden_size;
+    const double reciprocal_n = 1.0 / static_cast<double>(n);
+    Source source = FirstSource(args);
+    Target target = FirstTarget(args);
+    double sum_of_squares = SumOutlined(source, n);
+    for (std::size_t r = 1; r <= args.rows; ++r) {
+      const double mean_plus_epsilon =
+          sum_of_squares * reciprocal_n + args.epsilon;
+      target.row = kAddResidual ? source.sum : source.x;
+      source.Advance(n);
+      if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
+        ScaleExceptional(args, target.row, target.y);
+        if (r < args.rows) sum_of_squares = SumOutlined(source, n);
+      } else {
+        target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
+        if (r < args.rows) {
+          sum_of_squares =
+              SumAndScale<true>(source, target, n, kChunk, lead ? n : kChunk);
+        } else {
+          Scale(target, n);
+        }
+      }
+      target.y += n;
+    }
   }
 
   static RMS_NORM_INLINE Vec LoadSource(const Source& source, std::size_t i) {
@@ -191,13 +235,13 @@ class RowKernel {
   }
 
   static RMS_NORM_INLINE double Reduce(Sums& sums) {
+    static_assert(Simd::kAccumulators == 4 || Simd::kAccumulators == 8);
+    if constexpr (Simd::kAccumulators == 8) {
 #pragma GCC unroll 4
-    for (int half = Simd::kAccumulators / 2; half > 0; half /= 2) {
-      for (int k = 0; k < half; ++k) {
-        sums[k] = Simd::Add(sums[k], sums[k + half]);
-      }
+      for (int k = 0; k < 4; ++k) sums[k] = Simd::Add(sums[k], sums[k + 4]);
     }
-    return Simd::ReduceAdd(sums[0]);
+    return Simd::ReduceAdd(
+        Simd::Add(Simd::Add(sums[0], sums[2]), Simd::Add(sums[1], sums[3])));
   }
 
   // y = (x * scale) * weight, not x * (scale * weight): the latter product can
@@ -243,7 +287,7 @@ class RowKernel {
     }
   }
 
-  static void Scale(const Target& target, std::size_t n) {
+  static RMS_NORM_INLINE void Scale(const Target& target, std::size_t n) {
     const std::size_t steps = n - n % kStep;
     ScaleSteps(target, 0, steps);
     ScaleTail(target, steps, n);
@@ -263,6 +307,7 @@ class RowKernel {
     do {
       const std::size_t block_end = Min(begin + kBlock, steps);
       Sums sums;
+#pragma GCC unroll 8
       for (Vec& sum : sums) sum = Simd::Zero();
       while (begin < block_end) {
         const std::size_t end = Min(begin + chunk, block_end);
@@ -281,20 +326,13 @@ class RowKernel {
     return total;
   }
 
-  // Not forced inline, unlike all that they are made of: called once per row,
-  // each from several places.
-  static double Sum(const Source& source, std::size_t n) {
+  static RMS_NORM_INLINE double Sum(const Source& source, std::size_t n) {
     return SumAndScale<false>(source, Target{}, n, kBlock, 0);
   }
 
-  static double ScaleAndSumNext(const Target& target, const Source& next,
-                                std::size_t n, Schedule schedule) {
-    if (schedule == Schedule::kRowByRow) {
-      Scale(target, n);
-      return Sum(next, n);
-    }
-    return SumAndScale<true>(next, target, n, kChunk,
-                             schedule == Schedule::kLead ? n : kChunk);
+  static __attribute__((noinline)) double SumOutlined(Source source,
+                                                      std::size_t n) {
+    return Sum(source, n);
   }
 
   static RMS_NORM_INLINE std::size_t Min(std::size_t a, std::size_t b) {
