@@ -1,6 +1,6 @@
 // What tensorflow/compiler/mlir/lite/flatbuffer_export.cc has around the lines
-// that vhlo_custom_call.patch adds, for patch_compiles_test. MLIR and VHLO come
-// from TensorFlow's wheel, LLVM and FlatBuffers from the distribution; no
+// that vhlo_custom_call.patch adds, for patched_exporter_test. MLIR and VHLO
+// come from TensorFlow's wheel, LLVM and FlatBuffers from the distribution; no
 // package has TFLite's schema, so the names of it that are used stand here.
 #include <cstdint>
 #include <optional>
