@@ -43,6 +43,18 @@ class CliTest(absltest.TestCase):
         (node,) = arn.Model.load(output).nodes()
         self.assertEqual((node.encoding.value, node.epsilon), ("custom", 1e-5))
 
+    def test_fuse(self):
+        source, output = self.folder / "plain.tflite", self.folder / "fused.tflite"
+        module = torch.nn.RMSNorm(64, eps=1e-5).eval()
+        arn.convert(module, (torch.ones(3, 64),)).export(source)
+        result = run("fuse", source, output, "--encoding", "stablehlo_custom_call")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stdout, r"1 norms fused, \d operators became 1")
+        (node,) = arn.Model.load(output).nodes()
+        self.assertEqual(
+            (node.encoding.value, node.epsilon), ("stablehlo_custom_call", 1e-5)
+        )
+
     def test_benchmark(self):
         result = run("benchmark", self.path, "--threads", 2, "--seconds", 0.01)
         self.assertEqual(result.returncode, 0, result.stderr)
@@ -55,6 +67,7 @@ class CliTest(absltest.TestCase):
             (("inspect", self.folder / "missing.tflite"), "missing.tflite"),
             (("inspect", damaged), "is no .tflite"),
             (("translate", damaged, self.folder / "out.tflite"), "is no .tflite"),
+            (("fuse", damaged, self.folder / "out.tflite"), "is no .tflite"),
             (("benchmark", damaged), "is no .tflite"),
         ):
             result = run(*arguments)

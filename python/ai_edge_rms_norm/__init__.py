@@ -20,14 +20,18 @@ __version__ = "0.1.0"
 _MODULES = {
     "Converter": "converter",
     "Encoding": "encoding",
+    "FuseReport": "fusion",
+    "Fused": "fusion",
     "Interpreter": "interpreter",
     "Model": "model",
     "RMSNorm": "nn",
+    "Refused": "fusion",
     "RmsNormNode": "encoding",
     "add_rms_norm": "op",
     "convert": "converter",
     "delegate_path": "interpreter",
     "find_nodes": "encoding",
+    "fuse": "fusion",
     "kernel_variant": "interpreter",
     "rms_norm": "op",
     "signature": "converter",
@@ -37,14 +41,18 @@ _MODULES = {
 __all__ = [
     "Converter",
     "Encoding",
+    "FuseReport",
+    "Fused",
     "Interpreter",
     "Model",
     "RMSNorm",
+    "Refused",
     "RmsNormNode",
     "add_rms_norm",
     "convert",
     "delegate_path",
     "find_nodes",
+    "fuse",
     "kernel_variant",
     "rms_norm",
     "signature",
@@ -54,6 +62,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ai_edge_rms_norm.converter import Converter, convert, signature
     from ai_edge_rms_norm.encoding import Encoding, RmsNormNode, find_nodes, translate
+    from ai_edge_rms_norm.fusion import Fused, FuseReport, Refused, fuse
     from ai_edge_rms_norm.interpreter import Interpreter, delegate_path, kernel_variant
     from ai_edge_rms_norm.model import Model
     from ai_edge_rms_norm.nn import RMSNorm

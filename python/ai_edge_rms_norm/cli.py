@@ -1,5 +1,6 @@
-"""The command `ai-edge-rms-norm`: looks into, translates and times .tflite files."""
+"""The command `ai-edge-rms-norm`: looks into, fuses, translates and times .tflite."""
 
+import collections
 import pathlib
 import time
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ai_edge_rms_norm import encoding, flatbuffer
+from ai_edge_rms_norm import encoding, flatbuffer, fusion
 from ai_edge_rms_norm.interpreter import Interpreter, kernel_variant
 
 __all__ = ["app"]
@@ -62,6 +63,38 @@ def translate(
     count = encoding.translate_model(content, to)
     flatbuffer.write_file(output, content)
     typer.echo(f"{output}: {count} operators translated to {to.value}")
+
+
+@app.command()
+def fuse(
+    model: _Model,
+    output: Annotated[pathlib.Path, typer.Argument(help="The .tflite to write.")],
+    to: Annotated[
+        encoding.Encoding, typer.Option("--encoding", help="The encoding to write.")
+    ] = encoding.Encoding.CUSTOM,
+) -> None:
+    """Write a model with every RMSNorm in it as one operator."""
+    content = flatbuffer.load(model)
+    report = fusion.fuse_model(content, to)
+    flatbuffer.write_file(output, content)
+    found = collections.Counter(
+        (f.source, f.hidden_size, f.epsilon, f.has_weight) for f in report.fused
+    )
+    table = Table("norms", "source", "hidden size", "epsilon", "weight")
+    for (source, hidden_size, epsilon, has_weight), count in found.items():
+        weight = "yes" if has_weight else "none"
+        table.add_row(str(count), source, str(hidden_size), repr(epsilon), weight)
+    if found:
+        Console().print(table)
+    for refused in report.refused:
+        typer.echo(
+            f"left alone: subgraph {refused.subgraph}, operator {refused.operator}:"
+            f" {refused.reason}"
+        )
+    typer.echo(
+        f"{output}: {len(report.fused)} norms fused, {report.operators_before}"
+        f" operators became {report.operators_after}"
+    )
 
 
 @app.command()

@@ -20,7 +20,14 @@ from flatbuffers import flexbuffers
 
 from ai_edge_rms_norm import flatbuffer, wire_format
 
-__all__ = ["Encoding", "RmsNormNode", "find_nodes", "translate", "translate_model"]
+__all__ = [
+    "Encoding",
+    "RmsNormNode",
+    "find_nodes",
+    "rms_norm_composites",
+    "translate",
+    "translate_model",
+]
 
 _COMPOSITE_NAME = "odml.rms_norm"
 _OP = schema.BuiltinOperator
@@ -304,6 +311,12 @@ def _computes_rms_norm(
         return False
     alone = copy.copy(model)
     alone.subgraphs, alone.signatureDefs = [subgraph], None
+    used = {tensor.buffer for tensor in subgraph.tensors}
+    # Without the weights of everything else.
+    alone.buffers = [
+        buffer if i in used else schema.BufferT()
+        for i, buffer in enumerate(model.buffers)
+    ]
     interpreter = litert.Interpreter(model_content=flatbuffer.to_bytes(alone))
     interpreter.allocate_tensors()
     rng = np.random.default_rng(0)
@@ -325,6 +338,25 @@ def _computes_rms_norm(
     return y.shape == x.shape and np.allclose(
         y.astype(np.float64), expected, rtol=16 * resolution, atol=4 * resolution
     )
+
+
+def rms_norm_composites(model: schema.ModelT) -> dict[tuple[int, int], int]:
+    """Finds the composites `odml.rms_norm` that compute rms_norm.
+
+    Returns:
+      The index of the decomposition by the indices of subgraph and operator.
+
+    Raises:
+      ValueError: The options of an operator of ours cannot be read.
+    """
+    decompositions = {}
+    for node in find_nodes(model):
+        if node.encoding == Encoding.COMPOSITE:
+            operator = model.subgraphs[node.subgraph].operators[node.operator]
+            decomposition = operator.builtinOptions2.decompositionSubgraphIndex
+            if _computes_rms_norm(model, decomposition, node.epsilon):
+                decompositions[node.subgraph, node.operator] = decomposition
+    return decompositions
 
 
 def _translate_operator(
@@ -369,14 +401,14 @@ def translate_model(model: schema.ModelT, encoding: Encoding | str) -> int:
         if node.encoding != encoding
     }
     released = set()
-    for key, node in list(to_translate.items()):
-        if node.encoding == Encoding.COMPOSITE:
-            operator = model.subgraphs[node.subgraph].operators[node.operator]
-            decomposition = operator.builtinOptions2.decompositionSubgraphIndex
-            if _computes_rms_norm(model, decomposition, node.epsilon):
-                released.add(decomposition)
-            else:
-                del to_translate[key]
+    if encoding != Encoding.COMPOSITE:
+        decompositions = rms_norm_composites(model)
+        for key, node in list(to_translate.items()):
+            if node.encoding == Encoding.COMPOSITE:
+                if key in decompositions:
+                    released.add(decompositions[key])
+                else:
+                    del to_translate[key]
     if not to_translate:
         return 0
 

@@ -1,15 +1,17 @@
 """Reads, edits and writes .tflite files through the flatbuffers object API.
 
 The object tree is that of `ai_edge_litert.schema_py_generated`. Weights stay views
-of the file they were read from, and are written with the 16-byte alignment that the
-schema asks for (`Buffer.data (force_align: 16)`), which the generated `Pack` does not
-keep. Buffers outside the flatbuffer (`Buffer.offset`, files above 2 GB) are supported.
+of the file they were read from, and are written straight from there: editing a model
+copies no weight. They get the 16-byte alignment that the schema asks for
+(`Buffer.data (force_align: 16)`), which the generated `Pack` does not keep. Buffers
+outside the flatbuffer (`Buffer.offset`, files above 2 GB) are supported.
 """
 
 import mmap
 import os
 import pathlib
 import re
+import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
@@ -19,7 +21,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 __all__ = [
     "append_buffer",
+    "constant_data",
     "drop_subgraphs",
+    "drop_tensors",
     "intern_operator_code",
     "load",
     "map_file",
@@ -32,8 +36,16 @@ __all__ = [
 
 _FILE_IDENTIFIER = b"TFL3"
 _BUFFER_ALIGNMENT = 16
+# Offsets inside a flatbuffer are read as signed where they point backwards.
+_MAX_SIZE = 2**31 - 1
+# Data from this size on is not packed, but appended to the flatbuffer.
+_APPENDED_SIZE = 4096
+# Field `data` of the table Buffer in a vtable (schema.fbs): two entries of 2 bytes
+# precede the first field.
+_DATA_FIELD = 4
 # Builtin codes above this do not fit the deprecated int8 field (schema.fbs).
 _PLACEHOLDER_FOR_GREATER_OP_CODES = 127
+_OPTIONAL_TENSOR = -1
 _SUBGRAPH_REFERENCE = re.compile(r"subgraph(index)?$", re.IGNORECASE)
 
 
@@ -42,13 +54,19 @@ class _AlignedBuffer(schema.BufferT):
 
     external: np.ndarray | None = None
 
+    @property
+    def is_appended(self) -> bool:
+        return self.data is not None and len(self.data) >= _APPENDED_SIZE
+
     def Pack(self, builder: flatbuffers.Builder) -> int:
         data = None
         if self.data is not None:
-            length = len(self.data)
+            length = 0 if self.is_appended else len(self.data)
             builder.StartVector(1, length, _BUFFER_ALIGNMENT)
             builder.head -= length
-            builder.Bytes[builder.head : builder.head + length] = memoryview(self.data)
+            if length:
+                content = memoryview(self.data)
+                builder.Bytes[builder.head : builder.head + length] = content
             data = builder.EndVector()
         schema.BufferStart(builder)
         if data is not None:
@@ -119,33 +137,61 @@ def map_file(path: str | os.PathLike) -> mmap.mmap:
     return content
 
 
-def _pack(model: schema.ModelT) -> memoryview:
-    # One allocation that fits: growing a builder copies everything each time.
-    weights = sum(len(b.data) for b in model.buffers if b.data is not None)
-    builder = flatbuffers.Builder(weights + (1 << 16))
+def _pack(model: schema.ModelT) -> bytearray:
+    """Packs everything but the appended data, whose vectors are left empty."""
+    builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
-    return memoryview(builder.Bytes)[builder.Head() :]
+    return builder.Output()
 
 
-def _chunks(model: schema.ModelT) -> Iterator[memoryview]:
-    """Yields the pieces of the file: the flatbuffer, then external buffers."""
-    external = [b for b in model.buffers if getattr(b, "external", None) is not None]
+def _aligned(position: int) -> int:
+    return position + -position % _BUFFER_ALIGNMENT
+
+
+def _chunks(model: schema.ModelT) -> Iterator[bytes | memoryview]:
+    """Yields the pieces of the file: tables, appended data, external buffers.
+
+    A vector is its length in 4 bytes and its data, and a field holds its distance to
+    the vector, which lies behind the field. So the data may follow the packed tables.
+    """
     packed = _pack(model)
-    if external:
-        # The offsets are fixed-width and non-zero before and after, so that packing
-        # again with the right ones does not change the size.
-        position = len(packed)
-        for buffer in external:
-            position += -position % _BUFFER_ALIGNMENT
+    appended, external = {}, {}
+    position = len(packed)
+    for i, buffer in enumerate(model.buffers):
+        if getattr(buffer, "is_appended", False):
+            appended[i] = position = _aligned(position + 4)
+            position += len(buffer.data)
+    if position > _MAX_SIZE:
+        raise ValueError(
+            f"a .tflite holds at most {_MAX_SIZE} bytes inside its flatbuffer, got"
+            f" {position}; larger models keep weights outside (Buffer.offset)"
+        )
+    for i, buffer in enumerate(model.buffers):
+        if getattr(buffer, "external", None) is not None:
+            external[i] = position = _aligned(position)
             buffer.offset = position
             position += buffer.size
+    if external:
+        # Offsets are fixed-width and non-zero before and after, so that packing
+        # again with the right ones does not change the size.
         packed = _pack(model)
+    root = schema.Model.GetRootAs(packed)
+    for i, start in appended.items():
+        table = root.Buffers(i)._tab
+        field = table.Pos + table.Offset(_DATA_FIELD)
+        struct.pack_into("<I", packed, field, start - 4 - field)
+
     yield packed
     position = len(packed)
-    for buffer in external:
-        yield memoryview(bytes(buffer.offset - position))
-        yield memoryview(buffer.external)
-        position = buffer.offset + buffer.size
+    for i, start in appended.items():
+        data = model.buffers[i].data
+        yield bytes(start - 4 - position) + struct.pack("<I", len(data))
+        yield memoryview(data)
+        position = start + len(data)
+    for i, start in external.items():
+        yield bytes(start - position)
+        yield memoryview(model.buffers[i].external)
+        position = start + model.buffers[i].size
 
 
 def to_bytes(model: schema.ModelT) -> bytes:
@@ -180,6 +226,13 @@ def write_file(
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def constant_data(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
+    """Returns the bytes of a constant tensor; None if it is computed."""
+    buffer = model.buffers[tensor.buffer]
+    data = buffer.data if buffer.data is not None else buffer.external
+    return data if data is not None and len(data) else None
 
 
 def append_buffer(model: schema.ModelT, data: np.ndarray) -> int:
@@ -254,6 +307,38 @@ def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
             _renumber_subgraphs(operator.builtinOptions, new_index.__getitem__)
             _renumber_subgraphs(operator.builtinOptions2, new_index.__getitem__)
 
+    _drop_buffers(model, candidates)
+
+
+def drop_tensors(model: schema.ModelT, subgraph_index: int, dropped: set[int]) -> None:
+    """Removes tensors that nothing refers to, and the buffers only they used."""
+    if not dropped:
+        return
+    subgraph = model.subgraphs[subgraph_index]
+    candidates = {subgraph.tensors[i].buffer for i in dropped}
+    kept = [i for i in range(len(subgraph.tensors)) if i not in dropped]
+    new_index = {old: new for new, old in enumerate(kept)}
+    new_index[_OPTIONAL_TENSOR] = _OPTIONAL_TENSOR
+
+    def renumber(indices):
+        return None if indices is None else [new_index[int(i)] for i in indices]
+
+    subgraph.tensors = [subgraph.tensors[i] for i in kept]
+    subgraph.inputs = renumber(subgraph.inputs)
+    subgraph.outputs = renumber(subgraph.outputs)
+    for operator in subgraph.operators:
+        operator.inputs = renumber(operator.inputs)
+        operator.outputs = renumber(operator.outputs)
+        operator.intermediates = renumber(operator.intermediates)
+    for signature in model.signatureDefs or ():
+        if signature.subgraphIndex == subgraph_index:
+            for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
+                entry.tensorIndex = new_index[entry.tensorIndex]
+    _drop_buffers(model, candidates)
+
+
+def _drop_buffers(model: schema.ModelT, candidates: set[int]) -> None:
+    """Removes those of the candidates that nothing refers to."""
     holders = [t for subgraph in model.subgraphs for t in subgraph.tensors]
     holders += model.metadata or []
     unused = candidates - {holder.buffer for holder in holders} - {0}

@@ -1,0 +1,623 @@
+"""RMSNorm in finished files: what converters write, and what must not be taken."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import litert_torch
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from ai_edge_litert import interpreter as litert
+from ai_edge_litert import schema_py_generated as schema
+from litert_torch.generative.layers import normalization
+from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.gemma4 import modeling_gemma4
+from transformers.models.llama import modeling_llama
+
+import ai_edge_rms_norm as arn
+from ai_edge_rms_norm import flatbuffer
+
+_OP = schema.BuiltinOperator
+_OPTIONS = schema.BuiltinOptions
+_TYPES = {
+    np.dtype(np.float32): schema.TensorType.FLOAT32,
+    np.dtype(np.float16): schema.TensorType.FLOAT16,
+    np.dtype(np.int32): schema.TensorType.INT32,
+}
+_SIZE = 16
+
+
+class Graph:
+    """Writes a .tflite operator by operator."""
+
+    def __init__(self):
+        self.subgraph = schema.SubGraphT(
+            tensors=[], inputs=[], outputs=[], operators=[], name=b"main"
+        )
+        self.model = schema.ModelT(
+            version=3,
+            operatorCodes=[],
+            buffers=[schema.BufferT()],
+            subgraphs=[self.subgraph],
+        )
+
+    def tensor(self, shape, dtype=np.float32, data=None, signature=None) -> int:
+        buffer = 0
+        if data is not None:
+            content = np.frombuffer(np.asarray(data, dtype).tobytes(), np.uint8)
+            buffer = flatbuffer.append_buffer(self.model, content)
+        self.subgraph.tensors.append(
+            schema.TensorT(
+                shape=list(shape),
+                shapeSignature=signature,
+                type=_TYPES[np.dtype(dtype)],
+                buffer=buffer,
+                name=f"t{len(self.subgraph.tensors)}".encode(),
+            )
+        )
+        return len(self.subgraph.tensors) - 1
+
+    def constant(self, data, dtype=np.float32) -> int:
+        return self.tensor(np.shape(data), dtype, data)
+
+    def input(self, shape, dtype=np.float32, signature=None) -> int:
+        index = self.tensor(shape, dtype, signature=signature)
+        self.subgraph.inputs.append(index)
+        return index
+
+    def shape(self, tensor) -> list[int]:
+        return list(self.subgraph.tensors[tensor].shape)
+
+    def __call__(self, name, *inputs, shape=None, dtype=np.float32, activation=0):
+        """Appends the operator `name`; returns its output."""
+        options, options_type = None, 0
+        option_name = {"MEAN": "Reducer", "EXPAND_DIMS": "ExpandDims"}.get(
+            name, name.capitalize()
+        )
+        if hasattr(_OPTIONS, f"{option_name}Options"):
+            options_type = getattr(_OPTIONS, f"{option_name}Options")
+            options = getattr(schema, f"{option_name}OptionsT")()
+        if activation:
+            options.fusedActivationFunction = activation
+        if shape is None:
+            shape = np.broadcast_shapes(*(self.shape(i) for i in inputs))
+        if name == "MEAN":
+            options.keepDims = len(shape) == len(self.shape(inputs[0]))
+        output = self.tensor(shape, dtype)
+        self.subgraph.operators.append(
+            schema.OperatorT(
+                opcodeIndex=flatbuffer.intern_operator_code(
+                    self.model, getattr(_OP, name)
+                ),
+                inputs=list(inputs),
+                outputs=[output],
+                builtinOptions=options,
+                builtinOptionsType=options_type,
+            )
+        )
+        return output
+
+    def content(self, *outputs) -> bytes:
+        self.subgraph.outputs = list(outputs)
+        return flatbuffer.to_bytes(self.model)
+
+
+_WEIGHT = np.linspace(-2, 3, _SIZE, dtype=np.float32)
+_EPSILON = 1e-3
+
+
+def tensorflow_graph(
+    *,
+    square="MUL",
+    root="RSQRT",
+    order="x inverse weight",
+    keep_dims=True,
+    weight_rank=1,
+    dequantize=False,
+    axis=-1,
+    epsilon=_EPSILON,
+    x_shape=(2, 3, _SIZE),
+    signature=None,
+    activation=0,
+    also=None,
+):
+    """An RMSNorm as TensorFlow, Keras or onnx2tf would write it."""
+    g = Graph()
+    x = g.input(x_shape, signature=signature)
+    lead = x_shape[:-1]
+    squares = {
+        "MUL": lambda: g("MUL", x, x),
+        "SQUARE": lambda: g("SQUARE", x),
+        "POW": lambda: g("POW", x, g.constant(2.0)),
+    }
+    squared = squares[square]()
+    statistic_shape = (*lead, 1)
+    if axis not in (-1, len(x_shape) - 1):
+        statistic_shape = tuple(1 if i == axis else n for i, n in enumerate(x_shape))
+    mean = g(
+        "MEAN",
+        squared,
+        g.constant([axis], np.int32),
+        shape=statistic_shape if keep_dims else lead,
+    )
+    shifted = g("ADD", g.constant(epsilon), mean, activation=activation)
+    if not keep_dims:
+        to = g.constant(statistic_shape, np.int32)
+        shifted = g("RESHAPE", shifted, to, shape=statistic_shape)
+    y = None
+    if root == "SQRT DIV":
+        y = g("DIV", x, g("SQRT", shifted))
+    elif root == "SQRT 1 DIV":
+        inverse = g("DIV", g.constant(1.0), g("SQRT", shifted))
+    elif root == "POW":
+        inverse = g("POW", shifted, g.constant(-0.5))
+    else:
+        inverse = g(root, shifted)
+    data = _WEIGHT.reshape((1,) * (weight_rank - 1) + (_SIZE,))
+    if dequantize:
+        stored = g.constant(data.astype(np.float16), np.float16)
+        weight = g("DEQUANTIZE", stored, shape=data.shape)
+    else:
+        weight = g.constant(data)
+    if y is not None:
+        y = g("MUL", weight, y)
+    elif order == "x inverse weight":
+        y = g("MUL", g("MUL", inverse, x), weight)
+    elif order == "inverse weight x":
+        y = g("MUL", x, g("MUL", inverse, weight))
+    elif order == "x weight inverse":
+        y = g("MUL", g("MUL", x, weight), inverse)
+    else:
+        y = g("MUL", x, inverse)
+    outputs = [y]
+    if also:
+        outputs.append({"mean": mean, "shifted": shifted, "square": squared}[also])
+    return g, outputs
+
+
+def run(content: bytes, *inputs, fused=False):
+    """Returns the outputs of the first subgraph on inputs."""
+    kind = arn.Interpreter if fused else litert.Interpreter
+    interpreter = kind(model_content=content)
+    interpreter.allocate_tensors()
+    for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.set_tensor(detail["index"], value)
+    interpreter.invoke()
+    return [
+        interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()
+    ]
+
+
+def random(*shape, seed=0, dtype=np.float32):
+    x = np.random.default_rng(seed).standard_normal(shape)
+    return (0.03 * x).astype(dtype)  # So small that epsilon matters.
+
+
+def operators(content: bytes) -> list[str]:
+    model = flatbuffer.read(content)
+    names = {v: k for k, v in vars(_OP).items() if k.isupper()}
+    return [
+        names[model.operatorCodes[operator.opcodeIndex].builtinCode]
+        for subgraph in model.subgraphs
+        for operator in subgraph.operators
+    ]
+
+
+class Sqrt(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(_SIZE))
+
+    def forward(self, x):
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
+class Block(torch.nn.Module):
+    """Norms among matrix products, large enough that weights are not packed."""
+
+    def __init__(self, size=48):
+        super().__init__()
+        self.a = torch.nn.RMSNorm(size, eps=1e-5)
+        self.b = torch.nn.RMSNorm(size, eps=1e-6)
+        self.linear = torch.nn.Linear(size, size)
+
+    def forward(self, x):
+        return x + self.b(torch.nn.functional.silu(self.linear(self.a(x))))
+
+
+def randomized(module):
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    return module.eval()
+
+
+class ConverterTest(parameterized.TestCase):
+    """Chains that litert-torch writes."""
+
+    @parameterized.named_parameters(
+        ("torch", lambda: torch.nn.RMSNorm(_SIZE, eps=1e-5), 1e-5),
+        ("generative", lambda: normalization.RMSNorm(_SIZE), 1e-6),
+        (
+            "zero_centered",
+            lambda: normalization.RMSNorm(_SIZE, zero_centered_gamma=True),
+            1e-6,
+        ),
+        ("llama", lambda: modeling_llama.LlamaRMSNorm(_SIZE, eps=1e-5), 1e-5),
+        ("gemma3", lambda: modeling_gemma3.Gemma3RMSNorm(_SIZE), 1e-6),
+        ("gemma4", lambda: modeling_gemma4.Gemma4RMSNorm(_SIZE), 1e-6),
+        ("sqrt", Sqrt, 1e-5),
+        ("llama_half", lambda: modeling_llama.LlamaRMSNorm(_SIZE).half(), 1e-6),
+        ("gemma3_half", lambda: modeling_gemma3.Gemma3RMSNorm(_SIZE).half(), 1e-6),
+    )
+    def test_one_norm_is_one_operator(self, make, epsilon):
+        module = randomized(make())
+        dtype = next(module.parameters()).dtype
+        x = torch.from_numpy(random(2, 3, _SIZE)).to(dtype)
+        content = litert_torch.convert(module, (x,)).model_content()
+        model, report = arn.fuse(content, encoding="custom")
+        self.assertEqual(operators(bytes(model)), ["CUSTOM"])
+        (node,) = model.nodes()
+        self.assertEqual(node.epsilon, epsilon)
+        self.assertLen(node.inputs, 2)
+        (fused,) = report.fused
+        self.assertEqual((fused.epsilon, fused.hidden_size), (epsilon, _SIZE))
+        self.assertTrue(fused.has_weight)
+        self.assertEqual(report.operators_before, len(operators(content)))
+        self.assertEqual(report.operators_after, 1)
+        with torch.no_grad():
+            expected = module(x).float().numpy()
+        # In half precision, torch rounds in between.
+        tolerance = 4e-6 if dtype == torch.float32 else 2e-3
+        np.testing.assert_allclose(
+            model(x.numpy()).astype(np.float32), expected, rtol=tolerance, atol=1e-6
+        )
+
+    def test_scale_less_and_second_scale(self):
+        for module, has_weight, left in (
+            (modeling_gemma4.Gemma4RMSNorm(_SIZE, with_scale=False), False, []),
+            (normalization.RMSNorm(_SIZE, with_scale=True), True, ["MUL"]),
+        ):
+            x = torch.from_numpy(random(2, _SIZE))
+            module = randomized(module)
+            content = litert_torch.convert(module, (x,)).model_content()
+            model, report = arn.fuse(content)
+            self.assertEqual(operators(bytes(model)), ["CUSTOM", *left])
+            self.assertEqual([f.has_weight for f in report.fused], [has_weight])
+            np.testing.assert_allclose(
+                model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-6
+            )
+
+    @parameterized.parameters(*arn.Encoding)
+    def test_everything_else_is_kept(self, encoding):
+        module = randomized(Block())
+        x = torch.from_numpy(random(5, 48))
+        content = (
+            litert_torch.signature("prefill", module, (x,))
+            .signature("decode", module, (x[:1],))
+            .convert()
+            .model_content()
+        )
+        model, report = arn.fuse(content, encoding=encoding)
+        self.assertLen(report.fused, 4)
+        self.assertEqual({f.subgraph for f in report.fused}, {0, 1})
+        self.assertEqual([n.encoding for n in model.nodes()], [encoding] * 4)
+        before, after = flatbuffer.read(content), flatbuffer.read(bytes(model))
+        taken = {(f.subgraph, o) for f in report.fused for o in f.operators}
+
+        def described(m, s, o):
+            """An operator with its tensors as names, types, shapes and content."""
+            operator = m.subgraphs[s].operators[o]
+            tensors = [
+                (t.name, t.type, t.shape.tolist(), m.buffers[t.buffer].data)
+                for t in (
+                    m.subgraphs[s].tensors[i]
+                    for i in (*operator.inputs, *operator.outputs)
+                )
+            ]
+            code = m.operatorCodes[operator.opcodeIndex]
+            options = operator.builtinOptions
+            return (
+                code.builtinCode,
+                code.version,
+                None if options is None else vars(options),
+                [(*t[:3], None if t[3] is None else t[3].tobytes()) for t in tensors],
+            )
+
+        ours = {(n.subgraph, n.operator) for n in model.nodes()}
+        for s in (0, 1):
+            left = [
+                described(before, s, o)
+                for o in range(len(before.subgraphs[s].operators))
+                if (s, o) not in taken
+            ]
+            kept = [
+                described(after, s, o)
+                for o in range(len(after.subgraphs[s].operators))
+                if (s, o) not in ours
+            ]
+            self.assertEqual(kept, left)
+            self.assertEqual(
+                *(
+                    [m.subgraphs[s].tensors[i].name for i in m.subgraphs[s].outputs]
+                    for m in (before, after)
+                )
+            )
+        self.assertEqual(
+            [s.signatureKey for s in after.signatureDefs],
+            [s.signatureKey for s in before.signatureDefs],
+        )
+        for name, value in (("prefill", x), ("decode", x[:1])):
+            runner = litert.Interpreter(model_content=content).get_signature_runner(
+                name
+            )
+            (expected,) = runner(args_0=value.numpy()).values()
+            np.testing.assert_allclose(
+                model(value.numpy(), signature_name=name),
+                expected,
+                rtol=1e-4,
+                atol=1e-4,
+            )
+        again, nothing = arn.fuse(bytes(model), encoding=encoding)
+        self.assertEmpty(nothing.fused if encoding != "composite" else ())
+        self.assertEqual(bytes(again), bytes(model))
+
+    def test_composites(self):
+        plain = normalization.RMSNorm(_SIZE, enable_hlfb=True)
+        scaled = normalization.RMSNorm(
+            _SIZE, with_scale=True, scale_shift=3.0, enable_hlfb=True
+        )
+        module = randomized(torch.nn.Sequential(plain, scaled))
+        x = torch.from_numpy(random(2, _SIZE))
+        content = litert_torch.convert(module, (x,)).model_content()
+        model, report = arn.fuse(content)
+        self.assertEqual([f.source for f in report.fused], ["composite"])
+        (refused,) = report.refused
+        self.assertIn("computes something else", refused.reason)
+        self.assertCountEqual(
+            [n.encoding.value for n in model.nodes()], ["custom", "composite"]
+        )
+        np.testing.assert_allclose(
+            model(x.numpy()), module(x).detach().numpy(), rtol=1e-5, atol=1e-5
+        )
+
+
+class ChainTest(parameterized.TestCase):
+    """Chains as TensorFlow, Keras and onnx2tf write them."""
+
+    @parameterized.parameters(
+        {},
+        {"square": "SQUARE"},
+        {"square": "POW", "root": "SQRT 1 DIV"},
+        {"square": "POW", "root": "SQRT DIV"},
+        {"root": "POW"},
+        {"order": "inverse weight x"},
+        {"order": "x weight inverse"},
+        {"keep_dims": False},
+        {"keep_dims": False, "root": "SQRT DIV", "weight_rank": 3},
+        {"dequantize": True},
+        {"dequantize": True, "weight_rank": 3},
+        {"axis": 2},
+        {"x_shape": (_SIZE,), "axis": 0},
+        {"x_shape": (3, 2, 2, _SIZE)},
+    )
+    def test_fused(self, **kwargs):
+        graph, outputs = tensorflow_graph(**kwargs)
+        content = graph.content(*outputs)
+        model, report = arn.fuse(content)
+        self.assertEmpty(report.refused)
+        left = ["DEQUANTIZE"] if "dequantize" in kwargs else []
+        self.assertEqual(operators(bytes(model)), [*left, "CUSTOM"])
+        (fused,) = report.fused
+        self.assertEqual((fused.epsilon, fused.has_weight), (_EPSILON, True))
+        x = random(*kwargs.get("x_shape", (2, 3, _SIZE)))
+        (expected,) = run(content, x)
+        (actual,) = run(bytes(model), x, fused=True)
+        np.testing.assert_allclose(actual, expected, rtol=4e-6, atol=1e-7)
+        # Nothing of the chain stays behind.
+        tree = flatbuffer.read(bytes(model))
+        self.assertLen(tree.subgraphs[0].tensors, 3 + len(left))
+        self.assertLen(tree.buffers, 2)
+
+    def test_dynamic_rows(self):
+        graph, outputs = tensorflow_graph(signature=[-1, 3, _SIZE])
+        for tensor in graph.subgraph.tensors:
+            if tensor.buffer == 0:
+                tensor.shapeSignature = [-1, *tensor.shape[1:]]
+        model, report = arn.fuse(graph.content(*outputs))
+        self.assertLen(report.fused, 1)
+        interpreter = arn.Interpreter(model_content=bytes(model))
+        interpreter.resize_tensor_input(0, (7, 3, _SIZE))
+        interpreter.allocate_tensors()
+        x = random(7, 3, _SIZE)
+        interpreter.set_tensor(0, x)
+        interpreter.invoke()
+        y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        expected = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + _EPSILON) * _WEIGHT
+        np.testing.assert_allclose(y, expected, rtol=4e-6)
+
+    def test_shared_statistic_stays_one(self):
+        """Two weights for one x: the norm is fused once, without either."""
+        graph, (y,) = tensorflow_graph(order="no weight")
+        first = graph("MUL", y, graph.constant(_WEIGHT))
+        second = graph("MUL", y, graph.constant(2 * _WEIGHT))
+        content = graph.content(first, second)
+        model, report = arn.fuse(content)
+        self.assertEqual(operators(bytes(model)), ["CUSTOM", "MUL", "MUL"])
+        self.assertFalse(report.fused[0].has_weight)
+        x = random(2, 3, _SIZE)
+        for actual, expected in zip(
+            run(bytes(model), x, fused=True), run(content, x), strict=True
+        ):
+            np.testing.assert_allclose(actual, expected, rtol=4e-6)
+
+    def test_shared_constant_stays(self):
+        """A weight that another operator adds."""
+        graph, (y,) = tensorflow_graph()
+        tensors = graph.subgraph.tensors
+        weight = next(
+            i for i, t in enumerate(tensors) if t.buffer and t.shape == [_SIZE]
+        )
+        total = graph("ADD", y, weight)
+        content = graph.content(total)
+        model, report = arn.fuse(content)
+        self.assertLen(report.fused, 1)
+        self.assertEqual(operators(bytes(model)), ["CUSTOM", "ADD"])
+        x = random(2, 3, _SIZE)
+        np.testing.assert_allclose(
+            run(bytes(model), x, fused=True)[0], run(content, x)[0], rtol=4e-6
+        )
+
+
+class RefusalTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"axis": 1}, "over the axes"),
+        ({"also": "square"}, "is an output of the graph"),
+        ({"also": "mean"}, "is an output of the graph"),
+        ({"also": "shifted"}, "is an output of the graph"),
+        ({"epsilon": 0.0}, "epsilon must be finite and > 0, it is 0.0"),
+        ({"epsilon": np.full((2, 3, 1), 1e-3)}, "no scalar"),
+    )
+    def test_left_alone(self, kwargs, reason):
+        graph, outputs = tensorflow_graph(**kwargs)
+        content = graph.content(*outputs)
+        model, report = arn.fuse(content)
+        self.assertEmpty(report.fused)
+        (refused,) = report.refused
+        self.assertIn(reason, refused.reason)
+        self.assertEqual(operators(bytes(model)), operators(content))
+
+    @parameterized.parameters("square", "mean", "inverse", "normalized")
+    def test_intermediate_used_elsewhere(self, which):
+        graph, (y,) = tensorflow_graph()
+        index = {"square": 0, "mean": 1, "inverse": 3, "normalized": 4}[which]
+        tensor = graph.subgraph.operators[index].outputs[0]
+        other = graph("ADD", y, tensor)
+        model, report = arn.fuse(graph.content(other))
+        if which == "normalized":  # It is the output of a norm without weight.
+            self.assertEqual([f.has_weight for f in report.fused], [False])
+            return
+        self.assertEmpty(report.fused)
+        self.assertRegex(
+            report.refused[0].reason, r"is used by operator \d+ \((ADD|MUL)"
+        )
+
+    def test_what_is_none_is_not_mentioned(self):
+        """A fused activation, sums for means, another x: no RMSNorm at all."""
+        graph, outputs = tensorflow_graph(activation=1)
+        self.assertEmpty(arn.fuse(graph.content(*outputs))[1].fused)
+        g = Graph()
+        x, z = g.input((2, _SIZE)), g.input((2, _SIZE))
+        mean = g("MEAN", g("MUL", x, x), g.constant([1], np.int32), shape=(2, 1))
+        y = g("MUL", z, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
+        _, report = arn.fuse(g.content(y))
+        self.assertEmpty(report.fused)
+        self.assertIn("by something else", report.refused[0].reason)
+        g = Graph()
+        x, z = g.input((2, _SIZE)), g.input((2, _SIZE))
+        mean = g("MEAN", g("MUL", x, z), g.constant([1], np.int32), shape=(2, 1))
+        y = g("MUL", x, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
+        _, report = arn.fuse(g.content(y))
+        self.assertEqual((report.fused, report.refused), ((), ()))
+
+    def test_rounding_to_integers(self):
+        g = Graph()
+        x = g.input((2, _SIZE))
+        mean = g("MEAN", g("MUL", x, x), g.constant([1], np.int32), shape=(2, 1))
+        y = g("MUL", x, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
+        y = g("CAST", g("CAST", y, dtype=np.int32), dtype=np.float32)
+        y = g("MUL", y, g.constant(_WEIGHT))
+        model, report = arn.fuse(g.content(y))
+        self.assertEqual(operators(bytes(model)), ["CUSTOM", "CAST", "CAST", "MUL"])
+        self.assertFalse(report.fused[0].has_weight)
+
+    def test_dynamic_hidden_size(self):
+        graph, outputs = tensorflow_graph(signature=[2, 3, -1])
+        _, report = arn.fuse(graph.content(*outputs))
+        self.assertIn("not static", report.refused[0].reason)
+
+    def test_control_dependencies(self):
+        graph, outputs = tensorflow_graph()
+        flatbuffer.set_metadata(graph.model, "model_control_dependencies", b"\0")
+        with self.assertRaisesRegex(ValueError, "model_control_dependencies"):
+            arn.fuse(graph.content(*outputs))
+
+    def test_bad_input(self):
+        with self.assertRaisesRegex(ValueError, "no .tflite"):
+            arn.fuse(b"nothing at all")
+        with self.assertRaisesRegex(ValueError, "encoding must be one of"):
+            arn.fuse(b"", encoding="nothing")
+        with self.assertRaises(FileNotFoundError):
+            arn.fuse("missing.tflite")
+
+
+class LargeFileTest(absltest.TestCase):
+    def _large(self, size, external=False) -> schema.ModelT:
+        graph, (y,) = tensorflow_graph()
+        weights = np.arange(size, dtype=np.uint8)
+        columns = size // (4 * _SIZE)
+        matrix = graph.tensor((columns, _SIZE))
+        graph.subgraph.tensors[matrix].buffer = flatbuffer.append_buffer(
+            graph.model, weights
+        )
+        if external:
+            buffer = graph.model.buffers[-1]
+            buffer.external, buffer.data = weights, None
+            buffer.offset, buffer.size = 16, size
+        lead = graph.shape(y)[:-1]
+        z = graph("FULLY_CONNECTED", y, matrix, -1, shape=(np.prod(lead), columns))
+        graph.subgraph.outputs = [z]
+        return graph.model
+
+    def test_memory(self):
+        """Weights go from the mapped file to the new one, without a copy."""
+        size = 256 << 20
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        flatbuffer.write_file(folder / "large.tflite", self._large(size))
+        code = (
+            "import resource, sys\n"
+            "from ai_edge_rms_norm import flatbuffer, fusion\n"
+            "model = flatbuffer.load(sys.argv[1])\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "assert len(fusion.fuse_model(model).fused) == 1\n"
+            "flatbuffer.write_file(sys.argv[2], model)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        )
+        paths = [folder / "large.tflite", folder / "fused.tflite"]
+        result = subprocess.run(
+            [sys.executable, "-c", code, *map(str, paths)],
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            text=True,
+        )
+        self.assertEqual(result.returncode, 0, result.stderr)
+        # The pages of the mapped file count, too; a copy would double them.
+        self.assertLess(int(result.stdout) * 1024, 1.25 * size)
+        self.assertLess(abs(paths[1].stat().st_size - paths[0].stat().st_size), 1 << 16)
+        fused = flatbuffer.load(paths[1])
+        data = max((b.data for b in fused.buffers if b.data is not None), key=len)
+        np.testing.assert_array_equal(data, np.arange(size, dtype=np.uint8))
+        self.assertEqual(data.ctypes.data % 16, 0)
+
+    def test_weights_outside_the_flatbuffer(self):
+        size = 1 << 16
+        content = flatbuffer.to_bytes(self._large(size, external=True))
+        model, report = arn.fuse(content)
+        self.assertLen(report.fused, 1)
+        (buffer,) = (b for b in flatbuffer.read(bytes(model)).buffers if b.offset > 1)
+        self.assertEqual(buffer.offset % 16, 0)
+        np.testing.assert_array_equal(buffer.external, np.arange(size, dtype=np.uint8))
+
+    def test_too_large_for_a_flatbuffer(self):
+        model = self._large(1 << 16)
+        model.buffers[-1].data = np.lib.stride_tricks.as_strided(
+            np.zeros(1, np.uint8), (2**31,), (0,)
+        )
+        with self.assertRaisesRegex(ValueError, "at most 2147483647 bytes"):
+            flatbuffer.to_bytes(model)
+
+
+if __name__ == "__main__":
+    absltest.main()
