@@ -24,8 +24,11 @@ _MODULES = {
     "Fused": "fusion",
     "Interpreter": "interpreter",
     "Model": "model",
+    "NotReplaced": "replacement",
     "RMSNorm": "nn",
     "Refused": "fusion",
+    "ReplaceReport": "replacement",
+    "Replaced": "replacement",
     "RmsNormNode": "encoding",
     "add_rms_norm": "op",
     "convert": "converter",
@@ -33,6 +36,7 @@ _MODULES = {
     "find_nodes": "encoding",
     "fuse": "fusion",
     "kernel_variant": "interpreter",
+    "replace_rms_norm": "replacement",
     "rms_norm": "op",
     "signature": "converter",
     "translate": "encoding",
@@ -45,8 +49,11 @@ __all__ = [
     "Fused",
     "Interpreter",
     "Model",
+    "NotReplaced",
     "RMSNorm",
     "Refused",
+    "ReplaceReport",
+    "Replaced",
     "RmsNormNode",
     "add_rms_norm",
     "convert",
@@ -54,6 +61,7 @@ __all__ = [
     "find_nodes",
     "fuse",
     "kernel_variant",
+    "replace_rms_norm",
     "rms_norm",
     "signature",
     "translate",
@@ -67,6 +75,12 @@ if TYPE_CHECKING:
     from ai_edge_rms_norm.model import Model
     from ai_edge_rms_norm.nn import RMSNorm
     from ai_edge_rms_norm.op import add_rms_norm, rms_norm
+    from ai_edge_rms_norm.replacement import (
+        NotReplaced,
+        Replaced,
+        ReplaceReport,
+        replace_rms_norm,
+    )
 
 
 def __getattr__(name: str):
