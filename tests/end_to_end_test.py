@@ -162,7 +162,10 @@ class InterpreterTest(absltest.TestCase):
             assert_close(y, module(x).detach(), torch.float32)
 
     def test_kernel_variant(self):
-        self.assertIn(arn.kernel_variant(), ("avx512", "avx2", "neon", "generic"))
+        self.assertIn(
+            arn.kernel_variant(),
+            ("avx512_zen4", "avx512", "avx2", "neon", "generic"),
+        )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ struct KernelInfo {
   ElementType type;
   Kernel kernel;
   bool (*supported)();  // by the CPU that this runs on
+  bool (*preferred)();  // by a CPU that supports it, to what follows it
 };
 
 // All kernels of this architecture in the order of kernels.inc.

@@ -42,7 +42,9 @@ const char* ChooseVariant() {
       if (info.supported()) return info.isa;
       known = true;
     }
-    if (best == nullptr && info.supported()) best = info.isa;
+    if (best == nullptr && info.supported() && info.preferred()) {
+      best = info.isa;
+    }
   }
   if (wanted != nullptr) {
     std::fprintf(

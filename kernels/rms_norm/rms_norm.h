@@ -51,8 +51,8 @@ void AddRmsNorm(const RmsNormParams& params, const void* x,
                 const void* residual, const void* weight, void* sum, void* y,
                 ThreadPool* pool = nullptr);
 
-// Name of the kernel variant that this process runs ("avx512", "avx2", "neon",
-// "generic"): the best one that the CPU supports, or the one that the
+// Name of the kernel variant that this process runs ("avx512_zen4", "avx512",
+// "avx2", "neon", "generic"): the best one for the CPU, or the one that the
 // environment variable AI_EDGE_RMS_NORM_VARIANT names, read once.
 const char* RmsNormVariant();
 

@@ -5,25 +5,25 @@ load("//kernels:copts.bzl", "COPTS")
 
 # GCC 12 takes the undefined pass-through operand of AVX-512 intrinsics for an
 # uninitialized variable (GCC bug 105593).
+_AVX512_COPTS = [
+    "-mavx512f",
+    "-mavx512dq",
+    "-mavx512bw",
+    "-mavx512vl",
+    "-mfma",
+    "-mf16c",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]
+
 _VARIANTS = {
     "generic": struct(cpu = None, copts = []),
     "avx2": struct(
         cpu = "x86_64",
         copts = ["-mavx2", "-mfma", "-mf16c"],
     ),
-    "avx512": struct(
-        cpu = "x86_64",
-        copts = [
-            "-mavx512f",
-            "-mavx512dq",
-            "-mavx512bw",
-            "-mavx512vl",
-            "-mfma",
-            "-mf16c",
-            "-Wno-uninitialized",
-            "-Wno-maybe-uninitialized",
-        ],
-    ),
+    "avx512": struct(cpu = "x86_64", copts = _AVX512_COPTS),
+    "avx512_zen4": struct(cpu = "x86_64", copts = _AVX512_COPTS),
     "neon": struct(cpu = "aarch64", copts = []),
 }
 
@@ -52,7 +52,11 @@ def rms_norm_variants(name, deps):
     cc_library(
         name = name,
         deps = [name + "_generic"] + select({
-            "@platforms//cpu:x86_64": [name + "_avx2", name + "_avx512"],
+            "@platforms//cpu:x86_64": [
+                name + "_avx2",
+                name + "_avx512",
+                name + "_avx512_zen4",
+            ],
             "@platforms//cpu:aarch64": [name + "_neon"],
             "//conditions:default": [],
         }),

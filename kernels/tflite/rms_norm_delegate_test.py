@@ -699,7 +699,7 @@ class LibraryTest(absltest.TestCase):
         library.ai_edge_rms_norm_variant.restype = ctypes.c_char_p
         self.assertIn(
             library.ai_edge_rms_norm_variant(),
-            (b"generic", b"avx2", b"avx512", b"neon"),
+            (b"generic", b"avx2", b"avx512", b"avx512_zen4", b"neon"),
         )
 
 

@@ -37,7 +37,8 @@ def delegate_path() -> str:
 
 
 def kernel_variant() -> str:
-    """Returns the kernel variant of this CPU: avx512, avx2, neon or generic.
+    """Returns the kernel variant of this CPU: avx512_zen4, avx512, avx2, neon or
+    generic.
 
     Raises:
       FileNotFoundError: The package was built without the plugin.

@@ -1,0 +1,136 @@
+// AVX-512 (F, DQ, BW, VL) vector operations for row_kernel.h: 16 lanes, tails
+// by masked loads and stores.
+//
+// In an anonymous namespace: each file that includes this compiles it with
+// instruction set flags of its own.
+#ifndef KERNELS_RMS_NORM_SIMD_AVX512_H_
+#define KERNELS_RMS_NORM_SIMD_AVX512_H_
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <type_traits>
+
+#include "kernels/rms_norm/element_types.h"
+
+namespace ai_edge_rms_norm {
+namespace {
+
+struct Avx512 {
+  static constexpr std::size_t kLanes = 16;
+  static constexpr int kAccumulators = 8;  // FMA latency 4, two per cycle
+  static constexpr std::size_t kStreamAlignment = 64;
+  using Vec = __m512;
+
+  static RMS_NORM_INLINE Vec Zero() { return _mm512_setzero_ps(); }
+  static RMS_NORM_INLINE Vec Set(float a) { return _mm512_set1_ps(a); }
+  static RMS_NORM_INLINE Vec Add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static RMS_NORM_INLINE Vec Mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
+    return _mm512_fmadd_ps(a, b, c);
+  }
+  static RMS_NORM_INLINE float ReduceAdd(Vec v) {
+    const __m256 v8 =
+        _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    const __m128 v4 =
+        _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+  }
+
+  template <class T>
+  using Scaler = Avx512;
+
+  // The estimate (relative error e <= 2^-14) and the first three terms of
+  // 1 / sqrt(1 - e) = 1 + e / 2 + 3 / 8 e^2 + ...: half the latency of a square
+  // root and a division, which every row of a short call waits for.
+  static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
+    const __m128d v = _mm_set_sd(a);
+    const __m128d y = _mm_rsqrt14_sd(v, v);
+    const __m128d e = _mm_fnmadd_sd(_mm_mul_sd(v, y), y, _mm_set_sd(1.0));
+    const __m128d c = _mm_fmadd_sd(e, _mm_set_sd(0.375), _mm_set_sd(0.5));
+    return static_cast<float>(
+        _mm_cvtsd_f64(_mm_fmadd_sd(_mm_mul_sd(y, e), c, y)));
+  }
+
+  static RMS_NORM_INLINE Vec Load(const float* p) { return _mm512_loadu_ps(p); }
+  static RMS_NORM_INLINE Vec LoadPartial(const float* p, std::size_t n) {
+    return _mm512_maskz_loadu_ps(Mask(n), p);
+  }
+  static RMS_NORM_INLINE void Store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+  static RMS_NORM_INLINE void StorePartial(float* p, Vec v, std::size_t n) {
+    _mm512_mask_storeu_ps(p, Mask(n), v);
+  }
+  static RMS_NORM_INLINE void Stream(float* p, Vec v) {
+    _mm512_stream_ps(p, v);
+  }
+  template <class T>
+  static RMS_NORM_INLINE Vec Round(Vec v) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return v;
+    } else {
+      return Widen<T>(Narrow<T>(v));
+    }
+  }
+
+  // 16-bit types.
+  template <class T>
+  static RMS_NORM_INLINE Vec Load(const T* p) {
+    return Widen<T>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  template <class T>
+  static RMS_NORM_INLINE Vec LoadPartial(const T* p, std::size_t n) {
+    return Widen<T>(_mm256_maskz_loadu_epi16(Mask(n), p));
+  }
+  template <class T>
+  static RMS_NORM_INLINE void Store(T* p, Vec v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), Narrow<T>(v));
+  }
+  template <class T>
+  static RMS_NORM_INLINE void StorePartial(T* p, Vec v, std::size_t n) {
+    _mm256_mask_storeu_epi16(p, Mask(n), Narrow<T>(v));
+  }
+  template <class T>
+  static RMS_NORM_INLINE void Stream(T* p, Vec v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), Narrow<T>(v));
+  }
+  static RMS_NORM_INLINE void StreamFence() { _mm_sfence(); }
+
+ private:
+  static RMS_NORM_INLINE __mmask16 Mask(std::size_t n) {
+    return static_cast<__mmask16>((1u << n) - 1u);
+  }
+
+  template <class T>
+  static RMS_NORM_INLINE Vec Widen(__m256i bits) {
+    if constexpr (std::is_same_v<T, Float16>) {
+      return _mm512_cvtph_ps(bits);
+    } else {
+      return _mm512_castsi512_ps(
+          _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+  }
+
+  template <class T>
+  static RMS_NORM_INLINE __m256i Narrow(Vec v) {
+    if constexpr (std::is_same_v<T, Float16>) {
+      return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    } else {
+      // As FromFloat<BFloat16>. VCVTNEPS2BF16 would flush subnormals.
+      const __m512i bits = _mm512_castps_si512(v);
+      const __m512i odd =
+          _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+      const __m512i rounded = _mm512_add_epi32(
+          _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+      const __m512i result =
+          _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
+                               bits, _mm512_set1_epi32(0x00400000));
+      return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace ai_edge_rms_norm
+
+#endif  // KERNELS_RMS_NORM_SIMD_AVX512_H_
