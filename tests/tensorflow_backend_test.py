@@ -64,6 +64,13 @@ class TensorFlowBackendTest(parameterized.TestCase):
         ):
             np.testing.assert_array_equal(litert, tensorflow)
 
+    def test_decomposed_norms(self):
+        x = _random(3, 64)
+        module = torch.nn.Sequential(torch.nn.RMSNorm(64), torch.nn.Linear(64, 8))
+        models = self._both(module.eval(), (x,), fuse_decomposed=True)
+        self.assertEqual([len(model.nodes()) for model in models], [1, 1])
+        self._assert_equal_results(models, x)
+
     @parameterized.named_parameters(
         ("mlp", (4, 640), lambda: transformer.MlpBlock(arn.RMSNorm, 640, 1024)),
         (

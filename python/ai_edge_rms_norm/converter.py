@@ -1,5 +1,6 @@
 """Converts PyTorch modules to .tflite, with our operators as one operator each."""
 
+import contextlib
 import enum
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +9,8 @@ import torch
 from absl import logging
 
 import ai_edge_rms_norm.lowering  # noqa: F401  Registers the lowerings.
+from ai_edge_rms_norm import decomposed, flatbuffer, front_end, tensorflow_backend
 from ai_edge_rms_norm import encoding as encoding_lib
-from ai_edge_rms_norm import flatbuffer, front_end, tensorflow_backend
 from ai_edge_rms_norm.encoding import Encoding
 from ai_edge_rms_norm.model import DEFAULT_SIGNATURE, Model
 
@@ -49,7 +50,9 @@ def _choose(backend: Backend) -> Backend:
 
 
 def _convert_with_litert(
-    signatures: Sequence[front_end.Signature], **options
+    signatures: Sequence[front_end.Signature],
+    transform: tensorflow_backend.Transform | None = None,
+    **options,
 ) -> tuple[bytes, str]:
     import litert_torch
 
@@ -62,7 +65,16 @@ def _convert_with_litert(
             s.sample_kwargs,
             dynamic_shapes=s.dynamic_shapes,
         )
-    content = converter.convert(**options).model_content()
+    passes = contextlib.nullcontext()
+    if transform is not None:
+        if options.get("use_v2"):
+            raise ValueError(
+                "fuse_decomposed does not work with use_v2=True: litert-torch then"
+                " lowers graphs that are not decomposed"
+            )
+        passes = front_end.export_pass(transform)
+    with passes:
+        content = converter.convert(**options).model_content()
     return content, f"{front_end.NAME}, {front_end.CONVERTER}"
 
 
@@ -116,15 +128,17 @@ class Converter:
         *,
         encoding: Encoding | str = Encoding.STABLEHLO_CUSTOM_CALL,
         backend: Backend | str = Backend.AUTO,
+        fuse_decomposed: bool = False,
         **options,
     ) -> Model:
         """Converts the signatures; arguments as for the function `convert`."""
         encoding = Encoding(encoding)
         backend = _choose(Backend(backend))
+        run = tensorflow_backend.convert
         if backend == Backend.LITERT:
-            content, converter = _convert_with_litert(self._signatures, **options)
-        else:
-            content, converter = tensorflow_backend.convert(self._signatures, **options)
+            run = _convert_with_litert
+        transform = decomposed.fuse_decomposed if fuse_decomposed else None
+        content, converter = run(self._signatures, transform=transform, **options)
         logging.info("Converted with the backend %s: %s", backend.value, converter)
         model = flatbuffer.read(content)
         encoding_lib.translate_model(model, encoding)
@@ -162,6 +176,7 @@ def convert(
     encoding: Encoding | str = Encoding.STABLEHLO_CUSTOM_CALL,
     backend: Backend | str = Backend.AUTO,
     dynamic_shapes: Any = None,
+    fuse_decomposed: bool = False,
     **options,
 ) -> Model:
     """Converts a module to a .tflite with the signature `serving_default`.
@@ -175,6 +190,8 @@ def convert(
       backend: `litert`, `tensorflow`, or `auto`: litert where litert-converter is
         installed, else tensorflow.
       dynamic_shapes: As `torch.export.export` takes it; None for static shapes.
+      fuse_decomposed: Whether RMSNorm that is written out in the graph, like
+        torch.nn.RMSNorm, becomes our operator, too.
       **options: Passed to `litert_torch.Converter.convert`, for example quant_config,
         or to `tensorflow_backend.convert`.
 
@@ -191,4 +208,9 @@ def convert(
     encoding, backend = Encoding(encoding), Backend(backend)
     return signature(
         DEFAULT_SIGNATURE, module, args, kwargs, dynamic_shapes=dynamic_shapes
-    ).convert(encoding=encoding, backend=backend, **options)
+    ).convert(
+        encoding=encoding,
+        backend=backend,
+        fuse_decomposed=fuse_decomposed,
+        **options,
+    )

@@ -14,9 +14,12 @@ Attributes:
   Signature: Class of (name, module, args, kwargs, dynamic_shapes).
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ __all__ = [
     "NAME",
     "Signature",
     "export",
+    "export_pass",
     "input_names",
     "ir",
     "lower",
@@ -42,6 +46,8 @@ __all__ = [
 # can read it, and new enough for everything that the lowerings emit. Compatibility of
 # portable artifacts: https://openxla.org/stablehlo/compatibility.
 _VHLO_VERSION = "1.5.0"
+# Held while what litert-torch calls is another function.
+_EXPORT_LOCK = threading.Lock()
 
 
 def _distribution(name: str) -> str:
@@ -63,6 +69,29 @@ if importlib.util.find_spec("litert_torch"):
 
     def _export_signature(signature: Signature) -> torch.export.ExportedProgram:
         return _conversion.export_torch_signature(signature)
+
+    @contextlib.contextmanager
+    def export_pass(
+        transform: Callable[[torch.export.ExportedProgram], object],
+    ) -> Iterator[None]:
+        """Runs `transform` on what `litert_torch` exports inside of the context.
+
+        litert-torch takes no passes of others, and exporting the changed module once
+        more would lose the names of its tensors.
+        """
+
+        def export_and_transform(*args, **kwargs) -> torch.export.ExportedProgram:
+            program = export_torch_signature(*args, **kwargs)
+            transform(program)
+            return program
+
+        with _EXPORT_LOCK:
+            export_torch_signature = _conversion.export_torch_signature
+            _conversion.export_torch_signature = export_and_transform
+            try:
+                yield
+            finally:
+                _conversion.export_torch_signature = export_torch_signature
 
     def _lower_exported(program: torch.export.ExportedProgram):
         # Parameters as arguments: TensorFlow gets them as variables.
@@ -111,9 +140,15 @@ else:
     )
 
 
-def export(signature: Signature) -> torch.export.ExportedProgram:
-    """Exports a signature and runs the front end's passes on the graph."""
-    return _conversion._run_convert_passes(_export_signature(signature))
+def export(
+    signature: Signature,
+    transform: Callable[[torch.export.ExportedProgram], object] | None = None,
+) -> torch.export.ExportedProgram:
+    """Exports a signature and runs a pass and the front end's own on the graph."""
+    program = _export_signature(signature)
+    if transform is not None:
+        transform(program)
+    return _conversion._run_convert_passes(program)
 
 
 def lower_to_stablehlo(program: torch.export.ExportedProgram) -> Any:

@@ -9,7 +9,7 @@ through in one of two ways (`CustomCalls`); both give the same model.
 
 import enum
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import torch
@@ -28,6 +28,8 @@ from ai_edge_rms_norm import (
 )
 
 __all__ = ["CustomCalls", "convert"]
+
+Transform = Callable[[torch.export.ExportedProgram], object]
 
 _CUSTOM_CALL = "stablehlo.custom_call"
 # The call target that TensorFlow's converter legalizes to a CUSTOM operator, with the
@@ -121,8 +123,8 @@ def _put_on_carrier(lowered) -> None:
 class _Program:
     """A signature, exported and lowered."""
 
-    def __init__(self, signature: front_end.Signature):
-        exported = front_end.export(signature)
+    def __init__(self, signature: front_end.Signature, transform: Transform | None):
+        exported = front_end.export(signature, transform)
         self.name = signature.name
         self.lowered = front_end.lower_to_stablehlo(exported)
         self.input_names = front_end.input_names(signature)
@@ -289,6 +291,7 @@ def _choose_way(has_custom_calls: bool) -> CustomCalls:
 def convert(
     signatures: Sequence[front_end.Signature],
     custom_calls: CustomCalls | str | None = None,
+    transform: Transform | None = None,
 ) -> tuple[bytes, str]:
     """Converts signatures into one model.
 
@@ -296,6 +299,7 @@ def convert(
       signatures: At least one.
       custom_calls: How custom calls get through TensorFlow. Default: with the replaced
         exporter, and on the carrier where that is not possible.
+      transform: Changes every exported program in place before it is lowered.
 
     Returns:
       The bytes of the .tflite, in which our operators are STABLEHLO_CUSTOM_CALL or
@@ -310,7 +314,7 @@ def convert(
         raise ImportError(
             "the backend tensorflow needs TensorFlow, which is not installed"
         )
-    programs = [_Program(signature) for signature in signatures]
+    programs = [_Program(signature, transform) for signature in signatures]
     has_custom_calls = any(_custom_calls(p.lowered) for p in programs)
     way = (
         _choose_way(has_custom_calls)

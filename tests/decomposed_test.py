@@ -1,0 +1,220 @@
+"""RMSNorm that is written out in PyTorch becomes one operator while converting."""
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from litert_torch.generative.layers import normalization
+from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.gemma4 import modeling_gemma4
+from transformers.models.llama import modeling_llama
+
+import ai_edge_rms_norm as arn
+from ai_edge_rms_norm import decomposed, flatbuffer
+
+_SIZE = 16
+
+
+class Written(torch.nn.Module):
+    """y = function(x, weight), with an epsilon of 1e-4."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(-2, 3, _SIZE))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x, self.weight)
+
+
+def mean_square(x):
+    return x.square().mean(-1, keepdim=True) + 1e-4
+
+
+_FORMULAS = {
+    "rsqrt": lambda x, w: x * torch.rsqrt(mean_square(x)) * w,
+    "divide": lambda x, w: w * (x / torch.sqrt(mean_square(x))),
+    "one_over": lambda x, w: x * (1 / torch.sqrt(mean_square(x))) * w,
+    "reciprocal": lambda x, w: w * (mean_square(x).sqrt().reciprocal() * x),
+    "power": lambda x, w: w * (x * mean_square(x) ** -0.5),
+    "weight_first": lambda x, w: x * (torch.rsqrt(mean_square(x)) * w),
+    "product": lambda x, w: x * torch.rsqrt((x * x).mean(2, True) + 1e-4) * w,
+    "unsqueezed": lambda x, w: (
+        x * torch.rsqrt(x.pow(2).mean(-1) + 1e-4).unsqueeze(-1) * w
+    ),
+    "one_plus": lambda x, w: x * torch.rsqrt(mean_square(x)) * (1 + w),
+    "two_weights": lambda x, w: x * torch.rsqrt(mean_square(x)) * (w + 2) * w,
+    "functional": lambda x, w: torch.nn.functional.rms_norm(x, (_SIZE,), w, 1e-4),
+}
+_OTHERS = {
+    "other_dimension": lambda x, w: (
+        x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-4) * w
+    ),
+    "two_dimensions": lambda x, w: (
+        x * torch.rsqrt(x.square().mean((1, 2), keepdim=True) + 1e-4) * w
+    ),
+    "no_epsilon": lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True)) * w,
+    "computed_epsilon": lambda x, w: (
+        x * torch.rsqrt(x.square().mean(-1, keepdim=True) + w.abs().mean())
+    ),
+    "other_x": lambda x, w: (x + 1) * torch.rsqrt(mean_square(x)) * w,
+    "other_square": lambda x, w: (
+        x * torch.rsqrt((x * (x + 1)).abs().mean(-1, keepdim=True) + 1e-4)
+    ),
+    "layer_norm": lambda x, w: torch.nn.functional.layer_norm(x, (_SIZE,), w),
+    "used_elsewhere": lambda x, w: (lambda r: x * r * w + r)(
+        torch.rsqrt(mean_square(x))
+    ),
+    "sum": lambda x, w: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-4) * w,
+}
+
+
+def random(*shape, dtype=torch.float32):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return (0.03 * x).to(dtype)  # So small that epsilon matters.
+
+
+def exported(module, x):
+    program = torch.export.export(module.eval(), (x,))
+    return program.run_decompositions()
+
+
+def targets(program) -> list[str]:
+    return [
+        str(node.target)
+        for node in program.graph.nodes
+        if node.op == "call_function" and "custom_rms_norm" in str(node.target)
+    ]
+
+
+class PassTest(parameterized.TestCase):
+    @parameterized.parameters(*_FORMULAS)
+    def test_formulas(self, name):
+        module, x = Written(_FORMULAS[name]), random(2, 3, _SIZE)
+        program = exported(module, x)
+        self.assertEqual(decomposed.fuse_decomposed(program), 1)
+        self.assertLen(targets(program), 1)
+        (node,) = (n for n in program.graph.nodes if "custom" in str(n.target))
+        self.assertEqual(node.args[2], 1e-4)
+        self.assertIsNotNone(node.args[1])
+        torch.testing.assert_close(program.module()(x), module(x), rtol=2e-6, atol=1e-6)
+        self.assertEqual(decomposed.fuse_decomposed(program), 0)
+
+    @parameterized.parameters(*_OTHERS)
+    def test_others_are_left_alone(self, name):
+        program = exported(Written(_OTHERS[name]), random(2, 3, _SIZE))
+        before = str(program.graph)
+        self.assertEqual(decomposed.fuse_decomposed(program), 0)
+        self.assertEqual(str(program.graph), before)
+
+    @parameterized.product(
+        make=[
+            lambda: modeling_llama.LlamaRMSNorm(_SIZE),
+            lambda: modeling_gemma3.Gemma3RMSNorm(_SIZE),
+        ],
+        dtype=[torch.float16, torch.bfloat16],
+    )
+    def test_half_precision(self, make, dtype):
+        """Llama casts before the weight, Gemma after it."""
+        module, x = make(), random(2, 3, _SIZE, dtype=dtype)
+        torch.nn.init.normal_(module.weight)
+        module = module.to(dtype)
+        program = exported(module, x)
+        self.assertEqual(decomposed.fuse_decomposed(program), 1)
+        self.assertNotIn("rsqrt", str(program.graph))
+        (node,) = (n for n in program.graph.nodes if "custom" in str(n.target))
+        self.assertEqual(node.args[0].meta["val"].dtype, dtype)
+        tolerance = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            program.module()(x), module(x), rtol=tolerance, atol=tolerance
+        )
+
+    def test_shared_statistic(self):
+        """Two weights for one norm: it is computed once."""
+        module = Written(
+            lambda x, w: (lambda n: (n * w, n * (w + 1)))(
+                x * torch.rsqrt(mean_square(x))
+            )
+        )
+        x = random(2, _SIZE)
+        program = exported(module, x)
+        self.assertEqual(decomposed.fuse_decomposed(program), 1)
+        torch.testing.assert_close(program.module()(x), module(x))
+
+
+class ConvertTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("torch", lambda: torch.nn.RMSNorm(_SIZE, eps=1e-5)),
+        ("generative", lambda: normalization.RMSNorm(_SIZE, zero_centered_gamma=True)),
+        ("llama", lambda: modeling_llama.LlamaRMSNorm(_SIZE)),
+        ("gemma3", lambda: modeling_gemma3.Gemma3RMSNorm(_SIZE)),
+        ("gemma4", lambda: modeling_gemma4.Gemma4RMSNorm(_SIZE, with_scale=False)),
+        (
+            "two_weights",
+            lambda: normalization.RMSNorm(_SIZE, with_scale=True, scale_shift=3.0),
+        ),
+    )
+    def test_one_operator(self, make):
+        module = make().eval()
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter)
+        x = random(2, 3, _SIZE)
+        model = arn.convert(module, (x,), fuse_decomposed=True)
+        (subgraph,) = flatbuffer.read(bytes(model)).subgraphs
+        self.assertLen(subgraph.operators, 1)
+        self.assertLen(model.nodes(), 1)
+        self.assertEmpty(arn.convert(module, (x,)).nodes())
+        np.testing.assert_allclose(
+            model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-6
+        )
+
+    def test_dynamic_rows(self):
+        """litert-torch 0.10 converts no decomposed norm over dynamic dimensions."""
+        module = torch.nn.RMSNorm(_SIZE, eps=1e-5).eval()
+        rows = torch.export.Dim("rows")
+        model = arn.convert(
+            module,
+            (random(3, _SIZE),),
+            dynamic_shapes=({0: rows},),
+            fuse_decomposed=True,
+        )
+        x = random(7, _SIZE)
+        np.testing.assert_allclose(
+            model(x.numpy()), module(x).detach().numpy(), rtol=4e-6
+        )
+
+    def test_names_and_signatures_stay(self):
+        class Block(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.before = torch.nn.RMSNorm(_SIZE, eps=1e-5)
+                self.linear = torch.nn.Linear(_SIZE, _SIZE)
+
+            def forward(self, x):
+                normalized = self.before(x)
+                return {"y": self.linear(normalized), "normalized": normalized}
+
+        module = Block().eval()
+        converter = arn.signature("prefill", module, (random(4, _SIZE),))
+        converter.signature("decode", module, (random(1, _SIZE),))
+        model = converter.convert(fuse_decomposed=True, encoding="custom")
+        self.assertLen(model.nodes(), 2)
+        outputs = model(random(1, _SIZE).numpy(), signature_name="decode")
+        expected = module(random(1, _SIZE))
+        self.assertEqual(set(outputs), set(expected))
+        for name, value in outputs.items():
+            np.testing.assert_allclose(
+                value, expected[name].detach().numpy(), rtol=1e-5, atol=1e-5
+            )
+
+    def test_v2_is_rejected(self):
+        with self.assertRaisesRegex(ValueError, "use_v2=True"):
+            arn.convert(
+                torch.nn.RMSNorm(_SIZE).eval(),
+                (random(2, _SIZE),),
+                fuse_decomposed=True,
+                use_v2=True,
+            )
+
+
+if __name__ == "__main__":
+    absltest.main()
