@@ -88,6 +88,7 @@ def _torch(x: np.ndarray, weight: np.ndarray) -> dict[str, Contestant]:
     def norm(x, weight):
         return torch.nn.functional.rms_norm(x, weight.shape, weight, _EPSILON)
 
+    torch.compiler.reset()  # Shapes before this one count as recompilations.
     compiled = torch.compile(norm, fullgraph=True, dynamic=False)
     return {
         "torch, eager": Contestant(

@@ -31,6 +31,7 @@ class Timing:
 
 
 def _calls_per_sample(run: Callable[[], object]) -> int:
+    run()  # The first call may compile.
     calls = 1
     while True:
         start = time.perf_counter()
