@@ -26,5 +26,7 @@ def environment_py_test(name, environment, src = None, args = [], data = [], **k
             src,
             interpreter,
         ] + data,
+        # The environment is this machine's.
+        target_compatible_with = ["//third_party/toolchains:native"],
         **kwargs
     )
