@@ -17,7 +17,7 @@ from collections.abc import Callable
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from absl import app, flags
+from absl import app, flags, logging
 from ai_edge_litert import interpreter as litert
 from rich.console import Console
 from rich.table import Table
@@ -220,6 +220,8 @@ def _parse(shape: str) -> tuple[int, int]:
 
 
 def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # litert-torch logs every operator.
     shapes = {shape: _parse(shape) for shape in _SHAPES.value}
     left_out: dict[str, str] = {}
     results = {name: _measure(shape, left_out) for name, shape in shapes.items()}
