@@ -10,6 +10,8 @@ from importlib import metadata
 
 __all__ = ["Timing", "interleaved", "machine"]
 
+# After this long the threads of the callable before no longer spin for work.
+_PAUSE_SECONDS = 10e-3
 _SAMPLE_SECONDS = 2e-3
 
 
@@ -63,6 +65,9 @@ def interleaved(
     for _ in range(rounds):
         for name, run in runs.items():
             count = calls[name]
+            time.sleep(_PAUSE_SECONDS)
+            for _ in range(count // 8 + 1):
+                run()
             start = time.perf_counter()
             for _ in range(count):
                 run()

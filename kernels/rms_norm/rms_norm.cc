@@ -1,6 +1,8 @@
 // Chooses the kernels for this CPU and splits rows over threads.
 #include "kernels/rms_norm/rms_norm.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdio>
@@ -21,14 +23,24 @@ constexpr std::size_t kMinBytesPerTask = std::size_t{64} << 10;
 constexpr std::size_t kTasksPerThread = 4;
 
 // Outputs of at least this size are written past the caches. Measured with a
-// consumer that reads the output afterwards, on a 32 MiB last-level cache that
-// is shared with others: at 4.5 MiB that loses, at 8 MiB it wins. A constant,
-// since what the system says about the size of its cache is wrong in virtual
-// machines.
-constexpr std::size_t kMinStreamedBytes = std::size_t{8} << 20;
+// consumer that reads the output afterwards: with 32 MiB of last-level cache,
+// shared with others, that loses at 4.5 MiB and wins at 8 MiB; with 260 MiB it
+// loses at 16 MiB and wins at 32 MiB. Bounded, since what the system says about
+// its cache is often wrong in virtual machines.
+std::size_t MinStreamedBytes() {
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+  const long cache = 0;
+#endif
+  return std::clamp(cache > 0 ? static_cast<std::size_t>(cache) / 4 : 0,
+                    8 * kMiB, 32 * kMiB);
+}
 
 struct Dispatch {
   const char* variant;
+  std::size_t min_streamed_bytes;
   Kernel kernels[2][3];  // by Op and ElementType
 };
 
@@ -56,7 +68,7 @@ const char* ChooseVariant() {
 
 const Dispatch& GetDispatch() {
   static const Dispatch dispatch = [] {
-    Dispatch d = {ChooseVariant(), {}};
+    Dispatch d = {ChooseVariant(), MinStreamedBytes(), {}};
     for (const KernelInfo& info : AllKernels()) {
       if (std::strcmp(info.isa, d.variant) == 0) {
         d.kernels[static_cast<int>(info.op)][static_cast<int>(info.type)] =
@@ -104,9 +116,9 @@ RMS_NORM_INLINE void Run(Op op, const RmsNormParams& params, const void* x,
                          const void* residual, const void* weight, void* sum,
                          void* y, ThreadPool* pool) {
   if (params.rows == 0 || params.hidden_size == 0) return;
+  const Dispatch& dispatch = GetDispatch();
   const Kernel kernel =
-      GetDispatch()
-          .kernels[static_cast<int>(op)][static_cast<int>(params.type)];
+      dispatch.kernels[static_cast<int>(op)][static_cast<int>(params.type)];
   const std::size_t row_bytes = params.hidden_size * SizeOf(params.type);
   const std::size_t y_bytes = params.rows * row_bytes;
   const KernelArgs args = {params.rows,
@@ -118,7 +130,7 @@ RMS_NORM_INLINE void Run(Op op, const RmsNormParams& params, const void* x,
                            params.weight_type,
                            sum,
                            y,
-                           y_bytes >= kMinStreamedBytes};
+                           y_bytes >= dispatch.min_streamed_bytes};
   if (pool != nullptr && params.rows > 1 && pool->num_threads() > 1) {
     const std::size_t bytes = y_bytes * (op == Op::kRmsNorm ? 2 : 4);
     const std::size_t tasks = std::min({params.rows, bytes / kMinBytesPerTask,
