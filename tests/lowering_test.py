@@ -2,22 +2,22 @@
 
 import torch
 from absl.testing import absltest, parameterized
-from litert_torch.backend import export
 
 import ai_edge_rms_norm.lowering  # noqa: F401  Registers the lowerings.
-from ai_edge_rms_norm import op
+from ai_edge_rms_norm import front_end, op
 
 _CONFIG = r'backend_config = "{\22epsilon\22: 1e-05}"'
 
 
 def mlir(function, *inputs, dynamic=False):
     class Module(torch.nn.Module):
-        def forward(self, *args):
-            return function(*args)
+        # torch 2.9 cannot trace dynamic dimensions of *args.
+        def forward(self, x, other=None):
+            return function(x) if other is None else function(x, other)
 
-    shapes = (({0: torch.export.Dim("rows")},) * len(inputs),) if dynamic else None
+    shapes = ({0: torch.export.Dim("rows")},) * len(inputs) if dynamic else None
     program = torch.export.export(Module(), inputs, dynamic_shapes=shapes)
-    return export.exported_program_to_mlir(program).get_text()
+    return front_end.lower_to_stablehlo(program).get_text()
 
 
 class LoweringTest(parameterized.TestCase):

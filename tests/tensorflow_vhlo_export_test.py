@@ -1,5 +1,6 @@
 """The replaced exporter: when it works, when it does not, and what it changes."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -130,6 +131,7 @@ class VhloExportTest(parameterized.TestCase):
             tensorflow_backend.CustomCalls.VHLO_EXPORT,
         )
 
+    @absltest.skipUnless(front_end.CONVERTER, "litert-converter is not installed")
     def test_litert_converter_writes_the_same_options(self):
         s = _signature()
         model = convert(s.module, s.args, backend="litert")
@@ -144,6 +146,36 @@ class VhloExportTest(parameterized.TestCase):
             self.assertEqual(options[1]["callTargetName"], b"vendor.norm")
             with self.assertRaisesRegex(ValueError, "custom call vendor.norm"):
                 _convert("carrier")
+
+    @parameterized.parameters("vhlo_export", "carrier")
+    def test_composites_of_the_front_end_pass(self, way):
+        # Their boundaries are custom calls until TensorFlow consumes them.
+        normalization = importlib.import_module(
+            f"{front_end.MODULE}.generative.layers.normalization"
+        )
+        module = torch.nn.Sequential(
+            # Not what we compute, so that it stays a composite.
+            normalization.RMSNorm(
+                16, with_scale=True, scale_shift=3.0, enable_hlfb=True
+            ),
+            nn.RMSNorm(16),
+        )
+        content, _ = tensorflow_backend.convert(
+            [
+                front_end.Signature(
+                    "main", module.eval(), (torch.ones(3, 16),), {}, None
+                )
+            ],
+            custom_calls=way,
+        )
+        codes = {code.builtinCode for code in flatbuffer.read(content).operatorCodes}
+        self.assertContainsSubset(
+            {
+                schema.BuiltinOperator.STABLEHLO_COMPOSITE,
+                schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL,
+            },
+            codes,
+        )
 
     def test_operators_that_only_the_scope_lets_through_are_an_error(self):
         model = schema.ModelT(
@@ -170,6 +202,19 @@ class VhloExportTest(parameterized.TestCase):
             ),
         ):
             self.assertRegex(tensorflow_vhlo_export.load(), rf"2\.21, not {version}")
+
+    def test_neither_way_is_open(self):
+        with (
+            mock.patch.object(
+                tensorflow_vhlo_export, "tensorflow_version", lambda: "2.19.1"
+            ),
+            mock.patch.object(tensorflow_vhlo_export, "load", lambda: "of this test"),
+            self.assertRaisesRegex(
+                RuntimeError,
+                r"TensorFlow 2\.19\.1 .* carrier needs 2\.20 .* replaced: of this test",
+            ),
+        ):
+            _convert()
 
     def test_tensorflow_imported_before(self):
         output = _run("""

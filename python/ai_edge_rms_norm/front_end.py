@@ -6,6 +6,7 @@ lowers with the bindings of jaxlib 0.8 and runs there. Both are private interfac
 the versions are pinned; nothing else in the package knows which one is installed.
 
 Attributes:
+  MODULE: Name of the front end's package.
   NAME: Distribution and version of the front end, for messages.
   CONVERTER: Distribution and version of litert-converter; None without it.
   ir: The MLIR bindings, a module like `mlir.ir`.
@@ -29,6 +30,7 @@ from ai_edge_rms_norm import tensorflow_vhlo_export
 
 __all__ = [
     "CONVERTER",
+    "MODULE",
     "NAME",
     "Signature",
     "export",
@@ -63,6 +65,7 @@ if importlib.util.find_spec("litert_torch"):
     from litert_torch.backend.export_utils import flat_dict_names as _flat_dict_names
     from litert_torch.backend.lowerings import lower
 
+    MODULE = "litert_torch"
     NAME = _distribution("litert-torch")
     CONVERTER = _distribution("litert-converter")
     _serialize_portable_artifact = stablehlo.serialize_portable_artifact_str
@@ -113,6 +116,7 @@ elif importlib.util.find_spec("ai_edge_torch"):
     from jax._src.lib.mlir import ir
     from jax._src.lib.mlir.dialects import hlo as stablehlo
 
+    MODULE = "ai_edge_torch"
     NAME = _distribution("ai-edge-torch")
     CONVERTER = None
     _serialize_portable_artifact = _export.serialize_portable_artifact

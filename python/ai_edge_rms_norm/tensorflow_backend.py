@@ -35,6 +35,10 @@ _CUSTOM_CALL = "stablehlo.custom_call"
 # The call target that TensorFlow's converter legalizes to a CUSTOM operator, with the
 # text of an MLIR dictionary {custom_code, custom_option} as its backend_config.
 _CARRIER = "tfl.custom"
+# (major, minor) of the first TensorFlow that does; docs/VHLO_CUSTOM_CALL_FIX.md.
+_CARRIER_SINCE = (2, 20)
+# The front ends' mark of a composite's boundary, which TensorFlow's converter consumes.
+_BOUNDARY = "mark_tensor"
 # XlaCallModule version that takes platforms and dynamic shapes; TensorFlow 2.18 knows
 # it (tensorflow/compiler/tf2xla/kernels/xla_call_module_loader.cc lists them).
 _XLA_CALL_MODULE_VERSION = 9
@@ -68,8 +72,8 @@ class CustomCalls(str, enum.Enum):
     """How custom calls get through TensorFlow.
 
     VHLO_EXPORT: As they are, with the replaced exporter of `tensorflow_vhlo_export`.
-    CARRIER: As `tfl.custom` calls, which any TensorFlow exports as CUSTOM operators,
-      translated in the finished flatbuffer; for our operators only.
+    CARRIER: As `tfl.custom` calls, which TensorFlow 2.20 and later export as CUSTOM
+      operators, translated in the finished flatbuffer; for our operators only.
     DIRECT: As they are; for a TensorFlow with patches/tensorflow applied.
     """
 
@@ -87,16 +91,16 @@ def _operations(operation):
                 yield nested.operation
 
 
+def _call_target(operation) -> str:
+    return front_end.ir.StringAttr(operation.attributes["call_target_name"]).value
+
+
 def _custom_calls(lowered) -> list:
     return [
         operation
         for operation in _operations(lowered.module.operation)
-        if operation.name == _CUSTOM_CALL
+        if operation.name == _CUSTOM_CALL and _call_target(operation) != _BOUNDARY
     ]
-
-
-def _call_target(operation) -> str:
-    return front_end.ir.StringAttr(operation.attributes["call_target_name"]).value
 
 
 def _put_on_carrier(lowered) -> None:
@@ -284,8 +288,21 @@ def _choose_way(has_custom_calls: bool) -> CustomCalls:
     reason = tensorflow_vhlo_export.load()
     if reason is None:
         return CustomCalls.VHLO_EXPORT
-    logging.info("Custom calls go on a carrier: %s.", reason)
+    reason = f"the exporter cannot be replaced: {reason}"
+    _check_carrier(reason)
+    logging.warning("Custom calls go on the carrier, since %s.", reason)
     return CustomCalls.CARRIER
+
+
+def _check_carrier(reason: str) -> None:
+    """Raises if TensorFlow does not know the carrier; `reason` is why that is asked."""
+    version = tensorflow_vhlo_export.tensorflow_version()
+    if tensorflow_vhlo_export.release(version) < _CARRIER_SINCE:
+        since = ".".join(map(str, _CARRIER_SINCE))
+        raise RuntimeError(
+            f"TensorFlow {version} cannot export custom calls: the carrier needs"
+            f" {since} or newer, and {reason}"
+        )
 
 
 def convert(
@@ -327,6 +344,7 @@ def convert(
             content = _convert_programs(programs)
     else:
         if way == CustomCalls.CARRIER:
+            _check_carrier("nothing else was asked for")
             for program in programs:
                 _put_on_carrier(program.lowered)
         content = _convert_programs(programs)

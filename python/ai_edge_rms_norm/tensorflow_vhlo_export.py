@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-__all__ = ["TESTED_VERSIONS", "load", "scope", "tensorflow_version"]
+__all__ = ["TESTED_VERSIONS", "load", "release", "scope", "tensorflow_version"]
 
 # (major, minor) of the TensorFlow releases in which this was seen to work.
 TESTED_VERSIONS = ((2, 18), (2, 19), (2, 20), (2, 21))
@@ -36,6 +36,11 @@ def tensorflow_version() -> str | None:
     return None
 
 
+def release(version: str) -> tuple[int, ...]:
+    """Returns (major, minor) of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def _obstacle() -> str | None:
     """Says what keeps the library from being loaded now."""
     if not sys.platform.startswith("linux"):
@@ -45,8 +50,7 @@ def _obstacle() -> str | None:
     version = tensorflow_version()
     if version is None:
         return "TensorFlow is not installed"
-    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if release not in TESTED_VERSIONS:
+    if release(version) not in TESTED_VERSIONS:
         tested = ", ".join(".".join(map(str, tested)) for tested in TESTED_VERSIONS)
         return f"it is tested with TensorFlow {tested}, not {version}"
     if "tensorflow" in sys.modules:
