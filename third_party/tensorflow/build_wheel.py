@@ -3,7 +3,8 @@
     bazel run //third_party/tensorflow:build_wheel -- --out=DIR
 
 The source tree and Bazel's output are kept in --work, so that an interrupted build goes
-on where it stopped. TensorFlow's own Bazel version is used, through Bazelisk.
+on where it stopped. TensorFlow's own Bazel version is used, through Bazelisk. Where the
+release cannot be downloaded, --archive=FILE names a copy of it.
 """
 
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from third_party.tensorflow import source
 
@@ -35,6 +36,7 @@ _WORK = flags.DEFINE_string(
     "Folder for the source tree and Bazel's output; kept.",
 )
 _ARCHIVE = flags.DEFINE_string("archive", None, "The release.", required=True)
+_SHA256 = flags.DEFINE_string("sha256", None, "SHA-256 of the release.", required=True)
 _PATCHES = flags.DEFINE_multi_string("patch", [], "Patches, in order.")
 _JOBS = flags.DEFINE_integer("jobs", os.cpu_count(), "Parallel actions.")
 _PYTHON = flags.DEFINE_string(
@@ -54,22 +56,45 @@ _MIN_RAM_GB_PER_JOB = flags.DEFINE_float(
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check and print, do not build.")
 
 
+_TIME = "1 to 2 hours on a large host, longer on a smaller one"
+
+
+def _say(text: str) -> None:
+    # Standard output has the wheel's path only.
+    print(text, file=sys.stderr, flush=True)
+
+
 def _gigabytes(size: int) -> float:
     return size / 1e9
 
 
-def obstacles(work: pathlib.Path) -> list[str]:
+def _size(folder: pathlib.Path) -> int:
+    """Returns the disk space that a folder takes, in bytes."""
+    result = subprocess.run(
+        ["du", "--summarize", "--block-size=1", folder],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return int(result.stdout.split()[0])
+
+
+def obstacles(archive: pathlib.Path, work: pathlib.Path) -> list[str]:
     """Says what this machine lacks for the build."""
     found = []
+    try:
+        source.check_archive(archive, _SHA256.value)
+    except source.MissingArchiveError as error:
+        found.append(str(error))
     if platform.machine() not in _WHEEL_NAMES:
         found.append(f"the machine is {platform.machine()}, not x86_64 or aarch64")
     for tool in ("bazelisk", "patch"):
         if not shutil.which(tool):
             found.append(f"{tool} is not on PATH")
-    disk = _gigabytes(shutil.disk_usage(work).free)
-    if disk < _MIN_DISK_GB.value:
+    free, used = _gigabytes(shutil.disk_usage(work).free), _gigabytes(_size(work))
+    if free + used < _MIN_DISK_GB.value:
         found.append(
-            f"{work} has {disk:.0f} GB free, less than"
+            f"{work} has {free:.0f} GB free and takes {used:.0f} GB, together less than"
             f" --min_disk_gb={_MIN_DISK_GB.value}"
         )
     ram = _gigabytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -119,20 +144,25 @@ def main(argv: Sequence[str]) -> None:
     typed_in = pathlib.Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."))
     out = typed_in / _OUT.value
     work = typed_in / _WORK.value
+    archive = pathlib.Path(_ARCHIVE.value)
+    if not archive.exists():
+        archive = typed_in / archive
     work.mkdir(parents=True, exist_ok=True)
-    found = obstacles(work)
+    ram = _JOBS.value * _MIN_RAM_GB_PER_JOB.value
+    _say(
+        f"The build asks for {_MIN_DISK_GB.value} GB of disk in {work} and {ram:.0f} GB"
+        f" of memory, and takes {_TIME}."
+    )
+    found = obstacles(archive, work)
     if found:
         sys.exit("The build cannot start:\n  " + "\n  ".join(found))
+    patches = [pathlib.Path(patch) for patch in _PATCHES.value]
     try:
-        tree = source.prepare(
-            pathlib.Path(_ARCHIVE.value),
-            [pathlib.Path(patch) for patch in _PATCHES.value],
-            work,
-        )
-    except (source.MissingArchiveError, RuntimeError) as error:
+        tree = source.prepare(archive, patches, work)
+    except RuntimeError as error:
         sys.exit(str(error))
     build = command(work)
-    logging.info("In %s: %s", tree, shlex.join(build))
+    _say(f"In {tree}: {shlex.join(build)}")
     if _DRY_RUN.value:
         return
     result = subprocess.run(build, cwd=tree)

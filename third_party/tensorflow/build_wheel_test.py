@@ -1,5 +1,6 @@
 """The driver of the wheel's build, on a tiny source tree and a fake Bazel."""
 
+import hashlib
 import os
 import pathlib
 import platform
@@ -39,6 +40,8 @@ class BuildWheelTest(absltest.TestCase):
         (tree / _FILE).write_text("int before;\n")
         with tarfile.open(self.folder / "release.tar.gz", "w:gz") as tar:
             tar.add(tree, tree.name)
+        content = (self.folder / "release.tar.gz").read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
         (self.folder / "change.patch").write_text(_PATCH)
         bazelisk = self.folder / "bin" / "bazelisk"
         bazelisk.parent.mkdir()
@@ -48,7 +51,8 @@ class BuildWheelTest(absltest.TestCase):
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess:
         defaults = {
-            "--archive": self.folder / "release.tar.gz",
+            "--archive": "release.tar.gz",
+            "--sha256": self.sha256,
             "--patch": self.folder / "change.patch",
             "--out": "out",
             "--work": "work",
@@ -94,22 +98,37 @@ class BuildWheelTest(absltest.TestCase):
         ):
             self.assertIn(option, lines[1])
 
-    def test_checks_the_machine_first(self):
-        for argument, message in (
-            ("--min_disk_gb=1000000000", "GB free, less than"),
-            ("--min_ram_gb_per_job=1000000", "GB of memory are less than"),
+    def test_says_what_it_needs_and_how_it_builds(self):
+        result = self._run("--min_disk_gb=1", "--dry_run")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, "asks for 1 GB of disk .* takes 1 to 2 hours")
+        self.assertIn("bazelisk --output_user_root=", result.stderr)
+        self.assertFalse(self.log.exists())
+
+    def test_names_every_obstacle_before_it_starts(self):
+        missing = self.folder / "release.missing"
+        missing.write_text("it could not be downloaded\n")
+        result = self._run(
+            f"--archive={missing}",
+            "--min_disk_gb=1000000000",
+            "--min_ram_gb_per_job=1000000",
+        )
+        self.assertNotEqual(result.returncode, 0)
+        for message in (
+            "it could not be downloaded",
+            "GB free and takes 0 GB, together less than --min_disk_gb=1000000000",
+            "GB of memory are less than",
         ):
-            result = self._run(argument)
-            self.assertNotEqual(result.returncode, 0)
             self.assertIn(message, result.stderr)
         self.assertFalse(self.log.exists())
 
-    def test_archive_is_missing(self):
-        missing = self.folder / "release.missing"
-        missing.write_text("it could not be downloaded\n")
-        result = self._run(f"--archive={missing}")
+    def test_another_archive(self):
+        result = self._run("--sha256=0123")
         self.assertNotEqual(result.returncode, 0)
-        self.assertIn("it could not be downloaded", result.stderr)
+        self.assertIn(f"has the SHA-256 {self.sha256}, not 0123", result.stderr)
+        result = self._run("--archive=absent.tar.gz")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("absent.tar.gz does not exist", result.stderr)
 
     def test_patch_does_not_apply(self):
         change = self.folder / "change.patch"

@@ -9,6 +9,7 @@ from absl.testing import absltest
 from third_party.tensorflow import source
 
 _ARCHIVE = flags.DEFINE_string("archive", None, "The release, or why it is missing.")
+_SHA256 = flags.DEFINE_string("sha256", None, "SHA-256 of the release.")
 _PATCHES = flags.DEFINE_multi_string("patch", [], "Patches, in order.")
 
 
@@ -19,7 +20,7 @@ class PatchAppliesTest(absltest.TestCase):
     def test_applies_to_the_release(self):
         archive = pathlib.Path(_ARCHIVE.value)
         try:
-            source.check_archive(archive)
+            source.check_archive(archive, _SHA256.value)
         except source.MissingArchiveError as error:
             self.skipTest(str(error))
         tree = self._tree()

@@ -22,6 +22,13 @@ filegroup(
 )
 """
 
+# Bazel keeps a repository that it made, this one, too.
+_MISSING = """\
+{} could not be downloaded. To try again: \
+`bazel sync --only=tensorflow_release` with Bazel 4, \
+`bazel fetch --force --repo=@tensorflow_release` with Bazel 8.
+"""
+
 def _tensorflow_release_impl(repository_ctx):
     # A test that needs the archive is skipped without it, so this must not fail.
     result = repository_ctx.download(
@@ -34,7 +41,7 @@ def _tensorflow_release_impl(repository_ctx):
         repository_ctx.delete("release.tar.gz")
         repository_ctx.file(
             "release.missing",
-            "{} could not be downloaded\n".format(repository_ctx.attr.url),
+            _MISSING.format(repository_ctx.attr.url),
         )
     repository_ctx.file("BUILD", _BUILD)
 

@@ -8,17 +8,32 @@ import subprocess
 import tarfile
 from collections.abc import Sequence
 
-__all__ = ["MissingArchiveError", "apply", "changed_files", "hunks", "prepare"]
+__all__ = [
+    "MissingArchiveError",
+    "apply",
+    "changed_files",
+    "check_archive",
+    "hunks",
+    "prepare",
+]
 
 
 class MissingArchiveError(Exception):
-    """The release was not downloaded; the message says why."""
+    """There is no archive, or it is another one; the message says why."""
 
 
-def check_archive(archive: pathlib.Path) -> None:
-    """Raises MissingArchiveError for the `release.missing` that stands in for one."""
+def check_archive(archive: pathlib.Path, sha256: str) -> None:
+    """Raises MissingArchiveError unless the archive is there and has this SHA-256.
+
+    Bazel has a file `release.missing` in its place that says why there is none.
+    """
+    if not archive.is_file():
+        raise MissingArchiveError(f"{archive} does not exist")
     if archive.suffix == ".missing":
         raise MissingArchiveError(archive.read_text().strip())
+    actual = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if actual != sha256:
+        raise MissingArchiveError(f"{archive} has the SHA-256 {actual}, not {sha256}")
 
 
 def apply(patch: pathlib.Path, tree: pathlib.Path) -> str:
@@ -58,16 +73,14 @@ def hunks(patch: str, file: str) -> list[tuple[int, list[str]]]:
 def prepare(
     archive: pathlib.Path, patches: Sequence[pathlib.Path], work: pathlib.Path
 ) -> pathlib.Path:
-    """Unpacks and patches the archive below `work`, or finds that done.
+    """Unpacks and patches a checked archive below `work`, or finds that done.
 
     The folder's name depends on the archive and the patches, so that another one is
     made when they change.
 
     Raises:
-      MissingArchiveError: There is no archive.
       RuntimeError: A patch does not apply.
     """
-    check_archive(archive)
     digest = hashlib.sha256()
     for path in (archive, *patches):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
