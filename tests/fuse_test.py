@@ -18,163 +18,9 @@ from transformers.models.llama import modeling_llama
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm import flatbuffer
+from tests.chains import EPSILON, SIZE, WEIGHT, Graph, tensorflow_graph
 
 _OP = schema.BuiltinOperator
-_OPTIONS = schema.BuiltinOptions
-_TYPES = {
-    np.dtype(np.float32): schema.TensorType.FLOAT32,
-    np.dtype(np.float16): schema.TensorType.FLOAT16,
-    np.dtype(np.int32): schema.TensorType.INT32,
-}
-_SIZE = 16
-
-
-class Graph:
-    """Writes a .tflite operator by operator."""
-
-    def __init__(self):
-        self.subgraph = schema.SubGraphT(
-            tensors=[], inputs=[], outputs=[], operators=[], name=b"main"
-        )
-        self.model = schema.ModelT(
-            version=3,
-            operatorCodes=[],
-            buffers=[schema.BufferT()],
-            subgraphs=[self.subgraph],
-        )
-
-    def tensor(self, shape, dtype=np.float32, data=None, signature=None) -> int:
-        buffer = 0
-        if data is not None:
-            content = np.frombuffer(np.asarray(data, dtype).tobytes(), np.uint8)
-            buffer = flatbuffer.append_buffer(self.model, content)
-        self.subgraph.tensors.append(
-            schema.TensorT(
-                shape=list(shape),
-                shapeSignature=signature,
-                type=_TYPES[np.dtype(dtype)],
-                buffer=buffer,
-                name=f"t{len(self.subgraph.tensors)}".encode(),
-            )
-        )
-        return len(self.subgraph.tensors) - 1
-
-    def constant(self, data, dtype=np.float32) -> int:
-        return self.tensor(np.shape(data), dtype, data)
-
-    def input(self, shape, dtype=np.float32, signature=None) -> int:
-        index = self.tensor(shape, dtype, signature=signature)
-        self.subgraph.inputs.append(index)
-        return index
-
-    def shape(self, tensor) -> list[int]:
-        return list(self.subgraph.tensors[tensor].shape)
-
-    def __call__(self, name, *inputs, shape=None, dtype=np.float32, activation=0):
-        """Appends the operator `name`; returns its output."""
-        options, options_type = None, 0
-        option_name = {"MEAN": "Reducer", "EXPAND_DIMS": "ExpandDims"}.get(
-            name, name.capitalize()
-        )
-        if hasattr(_OPTIONS, f"{option_name}Options"):
-            options_type = getattr(_OPTIONS, f"{option_name}Options")
-            options = getattr(schema, f"{option_name}OptionsT")()
-        if activation:
-            options.fusedActivationFunction = activation
-        if shape is None:
-            shape = np.broadcast_shapes(*(self.shape(i) for i in inputs))
-        if name == "MEAN":
-            options.keepDims = len(shape) == len(self.shape(inputs[0]))
-        output = self.tensor(shape, dtype)
-        self.subgraph.operators.append(
-            schema.OperatorT(
-                opcodeIndex=flatbuffer.intern_operator_code(
-                    self.model, getattr(_OP, name)
-                ),
-                inputs=list(inputs),
-                outputs=[output],
-                builtinOptions=options,
-                builtinOptionsType=options_type,
-            )
-        )
-        return output
-
-    def content(self, *outputs) -> bytes:
-        self.subgraph.outputs = list(outputs)
-        return flatbuffer.to_bytes(self.model)
-
-
-_WEIGHT = np.linspace(-2, 3, _SIZE, dtype=np.float32)
-_EPSILON = 1e-3
-
-
-def tensorflow_graph(
-    *,
-    square="MUL",
-    root="RSQRT",
-    order="x inverse weight",
-    keep_dims=True,
-    weight_rank=1,
-    dequantize=False,
-    axis=-1,
-    epsilon=_EPSILON,
-    x_shape=(2, 3, _SIZE),
-    signature=None,
-    activation=0,
-    also=None,
-):
-    """An RMSNorm as TensorFlow, Keras or onnx2tf would write it."""
-    g = Graph()
-    x = g.input(x_shape, signature=signature)
-    lead = x_shape[:-1]
-    squares = {
-        "MUL": lambda: g("MUL", x, x),
-        "SQUARE": lambda: g("SQUARE", x),
-        "POW": lambda: g("POW", x, g.constant(2.0)),
-    }
-    squared = squares[square]()
-    statistic_shape = (*lead, 1)
-    if axis not in (-1, len(x_shape) - 1):
-        statistic_shape = tuple(1 if i == axis else n for i, n in enumerate(x_shape))
-    mean = g(
-        "MEAN",
-        squared,
-        g.constant([axis], np.int32),
-        shape=statistic_shape if keep_dims else lead,
-    )
-    shifted = g("ADD", g.constant(epsilon), mean, activation=activation)
-    if not keep_dims:
-        to = g.constant(statistic_shape, np.int32)
-        shifted = g("RESHAPE", shifted, to, shape=statistic_shape)
-    y = None
-    if root == "SQRT DIV":
-        y = g("DIV", x, g("SQRT", shifted))
-    elif root == "SQRT 1 DIV":
-        inverse = g("DIV", g.constant(1.0), g("SQRT", shifted))
-    elif root == "POW":
-        inverse = g("POW", shifted, g.constant(-0.5))
-    else:
-        inverse = g(root, shifted)
-    data = _WEIGHT.reshape((1,) * (weight_rank - 1) + (_SIZE,))
-    if dequantize:
-        stored = g.constant(data.astype(np.float16), np.float16)
-        weight = g("DEQUANTIZE", stored, shape=data.shape)
-    else:
-        weight = g.constant(data)
-    if y is not None:
-        y = g("MUL", weight, y)
-    elif order == "x inverse weight":
-        y = g("MUL", g("MUL", inverse, x), weight)
-    elif order == "inverse weight x":
-        y = g("MUL", x, g("MUL", inverse, weight))
-    elif order == "x weight inverse":
-        y = g("MUL", g("MUL", x, weight), inverse)
-    else:
-        y = g("MUL", x, inverse)
-    outputs = [y]
-    if also:
-        outputs.append({"mean": mean, "shifted": shifted, "square": squared}[also])
-    return g, outputs
 
 
 def run(content: bytes, *inputs, fused=False):
@@ -208,7 +54,7 @@ def operators(content: bytes) -> list[str]:
 class Sqrt(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(_SIZE))
+        self.weight = torch.nn.Parameter(torch.ones(SIZE))
 
     def forward(self, x):
         return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5) * self.weight
@@ -238,24 +84,24 @@ class ConverterTest(parameterized.TestCase):
     """Chains that litert-torch writes."""
 
     @parameterized.named_parameters(
-        ("torch", lambda: torch.nn.RMSNorm(_SIZE, eps=1e-5), 1e-5),
-        ("generative", lambda: normalization.RMSNorm(_SIZE), 1e-6),
+        ("torch", lambda: torch.nn.RMSNorm(SIZE, eps=1e-5), 1e-5),
+        ("generative", lambda: normalization.RMSNorm(SIZE), 1e-6),
         (
             "zero_centered",
-            lambda: normalization.RMSNorm(_SIZE, zero_centered_gamma=True),
+            lambda: normalization.RMSNorm(SIZE, zero_centered_gamma=True),
             1e-6,
         ),
-        ("llama", lambda: modeling_llama.LlamaRMSNorm(_SIZE, eps=1e-5), 1e-5),
-        ("gemma3", lambda: modeling_gemma3.Gemma3RMSNorm(_SIZE), 1e-6),
-        ("gemma4", lambda: modeling_gemma4.Gemma4RMSNorm(_SIZE), 1e-6),
+        ("llama", lambda: modeling_llama.LlamaRMSNorm(SIZE, eps=1e-5), 1e-5),
+        ("gemma3", lambda: modeling_gemma3.Gemma3RMSNorm(SIZE), 1e-6),
+        ("gemma4", lambda: modeling_gemma4.Gemma4RMSNorm(SIZE), 1e-6),
         ("sqrt", Sqrt, 1e-5),
-        ("llama_half", lambda: modeling_llama.LlamaRMSNorm(_SIZE).half(), 1e-6),
-        ("gemma3_half", lambda: modeling_gemma3.Gemma3RMSNorm(_SIZE).half(), 1e-6),
+        ("llama_half", lambda: modeling_llama.LlamaRMSNorm(SIZE).half(), 1e-6),
+        ("gemma3_half", lambda: modeling_gemma3.Gemma3RMSNorm(SIZE).half(), 1e-6),
     )
     def test_one_norm_is_one_operator(self, make, epsilon):
         module = randomized(make())
         dtype = next(module.parameters()).dtype
-        x = torch.from_numpy(random(2, 3, _SIZE)).to(dtype)
+        x = torch.from_numpy(random(2, 3, SIZE)).to(dtype)
         content = litert_torch.convert(module, (x,)).model_content()
         model, report = arn.fuse(content, encoding="custom")
         self.assertEqual(operators(bytes(model)), ["CUSTOM"])
@@ -263,7 +109,7 @@ class ConverterTest(parameterized.TestCase):
         self.assertEqual(node.epsilon, epsilon)
         self.assertLen(node.inputs, 2)
         (fused,) = report.fused
-        self.assertEqual((fused.epsilon, fused.hidden_size), (epsilon, _SIZE))
+        self.assertEqual((fused.epsilon, fused.hidden_size), (epsilon, SIZE))
         self.assertTrue(fused.has_weight)
         self.assertEqual(report.operators_before, len(operators(content)))
         self.assertEqual(report.operators_after, 1)
@@ -277,10 +123,10 @@ class ConverterTest(parameterized.TestCase):
 
     def test_scale_less_and_second_scale(self):
         for module, has_weight, left in (
-            (modeling_gemma4.Gemma4RMSNorm(_SIZE, with_scale=False), False, []),
-            (normalization.RMSNorm(_SIZE, with_scale=True), True, ["MUL"]),
+            (modeling_gemma4.Gemma4RMSNorm(SIZE, with_scale=False), False, []),
+            (normalization.RMSNorm(SIZE, with_scale=True), True, ["MUL"]),
         ):
-            x = torch.from_numpy(random(2, _SIZE))
+            x = torch.from_numpy(random(2, SIZE))
             module = randomized(module)
             content = litert_torch.convert(module, (x,)).model_content()
             model, report = arn.fuse(content)
@@ -365,12 +211,12 @@ class ConverterTest(parameterized.TestCase):
         self.assertEqual(bytes(again), bytes(model))
 
     def test_composites(self):
-        plain = normalization.RMSNorm(_SIZE, enable_hlfb=True)
+        plain = normalization.RMSNorm(SIZE, enable_hlfb=True)
         scaled = normalization.RMSNorm(
-            _SIZE, with_scale=True, scale_shift=3.0, enable_hlfb=True
+            SIZE, with_scale=True, scale_shift=3.0, enable_hlfb=True
         )
         module = randomized(torch.nn.Sequential(plain, scaled))
-        x = torch.from_numpy(random(2, _SIZE))
+        x = torch.from_numpy(random(2, SIZE))
         content = litert_torch.convert(module, (x,)).model_content()
         model, report = arn.fuse(content)
         self.assertEqual([f.source for f in report.fused], ["composite"])
@@ -400,8 +246,8 @@ class ChainTest(parameterized.TestCase):
         {"dequantize": True},
         {"dequantize": True, "weight_rank": 3},
         {"axis": 2},
-        {"x_shape": (_SIZE,), "axis": 0},
-        {"x_shape": (3, 2, 2, _SIZE)},
+        {"x_shape": (SIZE,), "axis": 0},
+        {"x_shape": (3, 2, 2, SIZE)},
     )
     def test_fused(self, **kwargs):
         graph, outputs = tensorflow_graph(**kwargs)
@@ -411,8 +257,8 @@ class ChainTest(parameterized.TestCase):
         left = ["DEQUANTIZE"] if "dequantize" in kwargs else []
         self.assertEqual(operators(bytes(model)), [*left, "CUSTOM"])
         (fused,) = report.fused
-        self.assertEqual((fused.epsilon, fused.has_weight), (_EPSILON, True))
-        x = random(*kwargs.get("x_shape", (2, 3, _SIZE)))
+        self.assertEqual((fused.epsilon, fused.has_weight), (EPSILON, True))
+        x = random(*kwargs.get("x_shape", (2, 3, SIZE)))
         (expected,) = run(content, x)
         (actual,) = run(bytes(model), x, fused=True)
         np.testing.assert_allclose(actual, expected, rtol=4e-6, atol=1e-7)
@@ -422,32 +268,32 @@ class ChainTest(parameterized.TestCase):
         self.assertLen(tree.buffers, 2)
 
     def test_dynamic_rows(self):
-        graph, outputs = tensorflow_graph(signature=[-1, 3, _SIZE])
+        graph, outputs = tensorflow_graph(signature=[-1, 3, SIZE])
         for tensor in graph.subgraph.tensors:
             if tensor.buffer == 0:
                 tensor.shapeSignature = [-1, *tensor.shape[1:]]
         model, report = arn.fuse(graph.content(*outputs))
         self.assertLen(report.fused, 1)
         interpreter = arn.Interpreter(model_content=bytes(model))
-        interpreter.resize_tensor_input(0, (7, 3, _SIZE))
+        interpreter.resize_tensor_input(0, (7, 3, SIZE))
         interpreter.allocate_tensors()
-        x = random(7, 3, _SIZE)
+        x = random(7, 3, SIZE)
         interpreter.set_tensor(0, x)
         interpreter.invoke()
         y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-        expected = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + _EPSILON) * _WEIGHT
+        expected = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + EPSILON) * WEIGHT
         np.testing.assert_allclose(y, expected, rtol=4e-6)
 
     def test_shared_statistic_stays_one(self):
         """Two weights for one x: the norm is fused once, without either."""
         graph, (y,) = tensorflow_graph(order="no weight")
-        first = graph("MUL", y, graph.constant(_WEIGHT))
-        second = graph("MUL", y, graph.constant(2 * _WEIGHT))
+        first = graph("MUL", y, graph.constant(WEIGHT))
+        second = graph("MUL", y, graph.constant(2 * WEIGHT))
         content = graph.content(first, second)
         model, report = arn.fuse(content)
         self.assertEqual(operators(bytes(model)), ["CUSTOM", "MUL", "MUL"])
         self.assertFalse(report.fused[0].has_weight)
-        x = random(2, 3, _SIZE)
+        x = random(2, 3, SIZE)
         for actual, expected in zip(
             run(bytes(model), x, fused=True), run(content, x), strict=True
         ):
@@ -458,14 +304,14 @@ class ChainTest(parameterized.TestCase):
         graph, (y,) = tensorflow_graph()
         tensors = graph.subgraph.tensors
         weight = next(
-            i for i, t in enumerate(tensors) if t.buffer and t.shape == [_SIZE]
+            i for i, t in enumerate(tensors) if t.buffer and t.shape == [SIZE]
         )
         total = graph("ADD", y, weight)
         content = graph.content(total)
         model, report = arn.fuse(content)
         self.assertLen(report.fused, 1)
         self.assertEqual(operators(bytes(model)), ["CUSTOM", "ADD"])
-        x = random(2, 3, _SIZE)
+        x = random(2, 3, SIZE)
         np.testing.assert_allclose(
             run(bytes(model), x, fused=True)[0], run(content, x)[0], rtol=4e-6
         )
@@ -509,14 +355,14 @@ class RefusalTest(parameterized.TestCase):
         graph, outputs = tensorflow_graph(activation=1)
         self.assertEmpty(arn.fuse(graph.content(*outputs))[1].fused)
         g = Graph()
-        x, z = g.input((2, _SIZE)), g.input((2, _SIZE))
+        x, z = g.input((2, SIZE)), g.input((2, SIZE))
         mean = g("MEAN", g("MUL", x, x), g.constant([1], np.int32), shape=(2, 1))
         y = g("MUL", z, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
         _, report = arn.fuse(g.content(y))
         self.assertEmpty(report.fused)
         self.assertIn("by something else", report.refused[0].reason)
         g = Graph()
-        x, z = g.input((2, _SIZE)), g.input((2, _SIZE))
+        x, z = g.input((2, SIZE)), g.input((2, SIZE))
         mean = g("MEAN", g("MUL", x, z), g.constant([1], np.int32), shape=(2, 1))
         y = g("MUL", x, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
         _, report = arn.fuse(g.content(y))
@@ -524,11 +370,11 @@ class RefusalTest(parameterized.TestCase):
 
     def test_rounding_to_integers(self):
         g = Graph()
-        x = g.input((2, _SIZE))
+        x = g.input((2, SIZE))
         mean = g("MEAN", g("MUL", x, x), g.constant([1], np.int32), shape=(2, 1))
         y = g("MUL", x, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
         y = g("CAST", g("CAST", y, dtype=np.int32), dtype=np.float32)
-        y = g("MUL", y, g.constant(_WEIGHT))
+        y = g("MUL", y, g.constant(WEIGHT))
         model, report = arn.fuse(g.content(y))
         self.assertEqual(operators(bytes(model)), ["CUSTOM", "CAST", "CAST", "MUL"])
         self.assertFalse(report.fused[0].has_weight)
@@ -557,8 +403,8 @@ class LargeFileTest(absltest.TestCase):
     def _large(self, size, external=False) -> schema.ModelT:
         graph, (y,) = tensorflow_graph()
         weights = np.arange(size, dtype=np.uint8)
-        columns = size // (4 * _SIZE)
-        matrix = graph.tensor((columns, _SIZE))
+        columns = size // (4 * SIZE)
+        matrix = graph.tensor((columns, SIZE))
         graph.subgraph.tensors[matrix].buffer = flatbuffer.append_buffer(
             graph.model, weights
         )

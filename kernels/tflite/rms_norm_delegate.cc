@@ -4,8 +4,12 @@
 //   STABLEHLO_COMPOSITE odml.rms_norm, where its decomposition is RMSNorm,
 // in every subgraph, and leaves all else to the runtime.
 //
-// Options: num_threads, 1 to 256; default is the interpreter's. One delegate
-// may serve several interpreters, in several threads.
+// Options:
+//   num_threads      1 to 256; default is the interpreter's.
+//   fuse_primitives  0 or 1; default 0. Whether RMSNorm that is written as
+//                    primitive operators is run, too (rms_norm_chain.h).
+//
+// One delegate may serve several interpreters, in several threads.
 #include <algorithm>
 #include <charconv>
 #include <cstddef>
@@ -19,6 +23,7 @@
 
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rms_norm/thread_pool.h"
+#include "kernels/tflite/rms_norm_chain.h"
 #include "kernels/tflite/rms_norm_composite.h"
 #include "kernels/tflite/rms_norm_node.h"
 #include "kernels/tflite/rms_norm_options.h"
@@ -30,6 +35,7 @@ namespace {
 struct Delegate {
   TfLiteDelegate base{};
   int num_threads = 0;  // 0: the interpreter's.
+  int fuse_primitives = 0;
   std::mutex pool_mutex;
   std::unique_ptr<ThreadPool> pool;
 };
@@ -43,6 +49,23 @@ struct DelegateKernel {
   std::vector<int> temporaries;
   bool valid = false;
 };
+
+// The chains that this thread is having the runtime replace: for KernelInit,
+// which the runtime calls meanwhile.
+thread_local const std::vector<RmsNormChain>* chains_to_replace = nullptr;
+
+// The chain that a node belongs to, or nullptr.
+const RmsNormChain* FindChain(const std::vector<RmsNormChain>* chains,
+                              int node_index) {
+  if (chains == nullptr) return nullptr;
+  for (const RmsNormChain& chain : *chains) {
+    if (std::binary_search(chain.nodes.begin(), chain.nodes.end(),
+                           node_index)) {
+      return &chain;
+    }
+  }
+  return nullptr;
+}
 
 // Whether the delegate runs the node. Sets *op, and *options for a composite.
 bool Claims(TfLiteContext* context, const TfLiteNode& node,
@@ -64,9 +87,38 @@ bool Claims(TfLiteContext* context, const TfLiteNode& node,
   return std::strcmp(registration.custom_name, kAddRmsNormName) == 0;
 }
 
+bool Contains(const TfLiteIntArray& array, int value) {
+  const int* end = array.data + array.size;
+  return std::find(array.data, end, value) != end;
+}
+
+// Adds the RMSNorm of a chain.
+TfLiteStatus AddChain(TfLiteContext* context, const RmsNormChain& chain,
+                      const TfLiteIntArray& partition_outputs,
+                      DelegateKernel* kernel) {
+  RmsNormOptions options;
+  options.epsilon = chain.epsilon;
+  RmsNormNode& rms_norm =
+      kernel->nodes.emplace_back(RmsNormOp::kRmsNorm, options);
+  rms_norm.AllowLeadingOnesOfWeight();
+  if (!Contains(partition_outputs, chain.y)) {
+    kernel->temporaries.push_back(chain.y);
+  }
+  // As TfLiteIntArrays: size, then indices.
+  const int inputs[] = {2, chain.x, chain.weight};
+  const int outputs[] = {1, chain.y};
+  return rms_norm.Bind(context, reinterpret_cast<const TfLiteIntArray*>(inputs),
+                       reinterpret_cast<const TfLiteIntArray*>(outputs));
+}
+
 TfLiteStatus AddNode(TfLiteContext* context, int node_index,
                      const TfLiteIntArray& partition_outputs,
                      DelegateKernel* kernel) {
+  if (const RmsNormChain* chain = FindChain(chains_to_replace, node_index)) {
+    return node_index == chain->nodes.back()
+               ? AddChain(context, *chain, partition_outputs, kernel)
+               : kTfLiteOk;
+  }
   TfLiteNode* node = nullptr;
   TfLiteRegistration* registration = nullptr;
   if (context->GetNodeAndRegistration(context, node_index, &node,
@@ -91,10 +143,9 @@ TfLiteStatus AddNode(TfLiteContext* context, int node_index,
     context->ReportError(context, "%s: %s", rms_norm.name(), error.c_str());
     return kTfLiteError;
   }
-  const int* outputs_end = partition_outputs.data + partition_outputs.size;
   for (int i = 0; i < node->outputs->size; ++i) {
     const int output = node->outputs->data[i];
-    if (std::find(partition_outputs.data, outputs_end, output) == outputs_end) {
+    if (!Contains(partition_outputs, output)) {
       kernel->temporaries.push_back(output);
     }
   }
@@ -156,6 +207,73 @@ const char* KernelProfilingString(const TfLiteContext*,
   return kernel->nodes.empty() ? nullptr : kernel->nodes.front().name();
 }
 
+// Whether a partition of the runtime holds the whole chain and nothing outside
+// of it reads an intermediate; outputs of the graph count as read.
+bool IsReplaceable(TfLiteContext* context, const RmsNormChain& chain,
+                   const TfLiteDelegateParams& partition) {
+  for (const int node_index : chain.nodes) {
+    TfLiteNode* node = nullptr;
+    TfLiteRegistration* registration = nullptr;
+    if (!Contains(*partition.nodes_to_replace, node_index) ||
+        context->GetNodeAndRegistration(context, node_index, &node,
+                                        &registration) != kTfLiteOk) {
+      return false;
+    }
+    const int output = node->outputs->data[0];
+    if (output != chain.y && Contains(*partition.output_tensors, output)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The nodes to claim as a TfLiteIntArray: size, then indices.
+std::vector<int> ClaimedNodes(const std::vector<int>& node_indices,
+                              const std::vector<int>& single_nodes,
+                              const std::vector<RmsNormChain>& chains) {
+  std::vector<int> claimed = {0};
+  for (const int node_index : node_indices) {
+    if (std::find(single_nodes.begin(), single_nodes.end(), node_index) !=
+            single_nodes.end() ||
+        FindChain(&chains, node_index) != nullptr) {
+      claimed.push_back(node_index);
+    }
+  }
+  claimed[0] = static_cast<int>(claimed.size()) - 1;
+  return claimed;
+}
+
+// Finds the chains that the runtime can replace together with single_nodes.
+TfLiteStatus FindChains(TfLiteContext* context,
+                        const std::vector<int>& node_indices,
+                        const std::vector<int>& single_nodes,
+                        std::vector<RmsNormChain>* chains) {
+  *chains = FindRmsNormChains(context, node_indices);
+  // Leaving one out changes the partitions, so look again.
+  while (!chains->empty()) {
+    const std::vector<int> claimed =
+        ClaimedNodes(node_indices, single_nodes, *chains);
+    TfLiteDelegateParams* partitions = nullptr;
+    int num_partitions = 0;
+    if (context->PreviewDelegatePartitioning(
+            context, reinterpret_cast<const TfLiteIntArray*>(claimed.data()),
+            &partitions, &num_partitions) != kTfLiteOk) {
+      return kTfLiteError;
+    }
+    const auto is_kept = [=](const RmsNormChain& chain) {
+      return std::any_of(partitions, partitions + num_partitions,
+                         [&](const TfLiteDelegateParams& partition) {
+                           return IsReplaceable(context, chain, partition);
+                         });
+    };
+    const auto end =
+        std::stable_partition(chains->begin(), chains->end(), is_kept);
+    if (end == chains->end()) break;
+    chains->erase(end, chains->end());
+  }
+  return kTfLiteOk;
+}
+
 TfLiteStatus DelegatePrepare(TfLiteContext* context, TfLiteDelegate* base) {
   auto* delegate = static_cast<Delegate*>(base->data_);
   {
@@ -174,7 +292,7 @@ TfLiteStatus DelegatePrepare(TfLiteContext* context, TfLiteDelegate* base) {
   }
   // The plan is the runtime's, and calls below may free it.
   const std::vector<int> node_indices(plan->data, plan->data + plan->size);
-  std::vector<int> claimed = {0};  // as a TfLiteIntArray: size, then indices
+  std::vector<int> single_nodes;
   for (const int node_index : node_indices) {
     TfLiteNode* node = nullptr;
     TfLiteRegistration* registration = nullptr;
@@ -185,10 +303,16 @@ TfLiteStatus DelegatePrepare(TfLiteContext* context, TfLiteDelegate* base) {
     RmsNormOp op;
     RmsNormOptions options;
     if (Claims(context, *node, *registration, &op, &options)) {
-      claimed.push_back(node_index);
+      single_nodes.push_back(node_index);
     }
   }
-  claimed[0] = static_cast<int>(claimed.size()) - 1;
+  std::vector<RmsNormChain> chains;
+  if (delegate->fuse_primitives != 0 &&
+      FindChains(context, node_indices, single_nodes, &chains) != kTfLiteOk) {
+    return kTfLiteError;
+  }
+  const std::vector<int> claimed =
+      ClaimedNodes(node_indices, single_nodes, chains);
 
   TfLiteRegistration kernel{};
   kernel.init = KernelInit;
@@ -198,26 +322,39 @@ TfLiteStatus DelegatePrepare(TfLiteContext* context, TfLiteDelegate* base) {
   kernel.profiling_string = KernelProfilingString;
   kernel.custom_name = "AiEdgeRmsNorm";
   kernel.version = 1;
-  return context->ReplaceNodeSubsetsWithDelegateKernels(
+  chains_to_replace = &chains;
+  const TfLiteStatus status = context->ReplaceNodeSubsetsWithDelegateKernels(
       context, kernel, reinterpret_cast<const TfLiteIntArray*>(claimed.data()),
       base);
+  chains_to_replace = nullptr;
+  return status;
 }
 
 // Returns what is wrong with an option, or an empty string.
 std::string SetOption(const char* key, const char* value, Delegate* delegate) {
-  if (std::strcmp(key, "num_threads") != 0) {
-    return std::string("unknown option \"") + key +
-           "\", expected \"num_threads\"";
+  struct Option {
+    const char* name;
+    int min, max;
+    int* field;
+  };
+  const Option options[] = {
+      {"num_threads", 1, kMaxNumThreads, &delegate->num_threads},
+      {"fuse_primitives", 0, 1, &delegate->fuse_primitives},
+  };
+  for (const Option& option : options) {
+    if (std::strcmp(key, option.name) != 0) continue;
+    const char* end = value + std::strlen(value);
+    const auto [parsed, error] = std::from_chars(value, end, *option.field);
+    if (error == std::errc() && parsed == end && *option.field >= option.min &&
+        *option.field <= option.max) {
+      return "";
+    }
+    return std::string("option ") + key + " must be an integer from " +
+           std::to_string(option.min) + " to " + std::to_string(option.max) +
+           ", got \"" + value + "\"";
   }
-  const char* end = value + std::strlen(value);
-  const auto [parsed, error] =
-      std::from_chars(value, end, delegate->num_threads);
-  if (error != std::errc() || parsed != end || delegate->num_threads < 1 ||
-      delegate->num_threads > kMaxNumThreads) {
-    return std::string("option num_threads must be an integer from 1 to ") +
-           std::to_string(kMaxNumThreads) + ", got \"" + value + "\"";
-  }
-  return "";
+  return std::string("unknown option \"") + key +
+         "\", expected \"num_threads\" or \"fuse_primitives\"";
 }
 
 }  // namespace

@@ -215,8 +215,14 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
                                 TypeName(weight.type));
     }
     ToElementType(weight.type, &params_.weight_type);
-    if (weight.dims->size != 1 ||
-        weight.dims->data[0] != x.dims->data[rank - 1]) {
+    const int weight_rank = weight.dims->size;
+    const bool has_rank =
+        weight_rank == 1 ||
+        (leading_ones_of_weight_ && weight_rank > 1 &&
+         std::all_of(weight.dims->data, weight.dims->data + weight_rank - 1,
+                     [](int dim) { return dim == 1; }));
+    if (!has_rank ||
+        weight.dims->data[weight_rank - 1] != x.dims->data[rank - 1]) {
       return Error(context, "weight must have shape [" +
                                 std::to_string(params_.hidden_size) +
                                 "], the last dimension of x " +

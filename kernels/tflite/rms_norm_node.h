@@ -42,6 +42,9 @@ class RmsNormNode {
   TfLiteStatus Bind(TfLiteContext* context, const TfLiteIntArray* inputs,
                     const TfLiteIntArray* outputs);
 
+  // Lets dimensions of 1 precede the weight's own.
+  void AllowLeadingOnesOfWeight() { leading_ones_of_weight_ = true; }
+
   // Checks types and shapes and gives the outputs x's shape. Must be called
   // again after a shape has changed.
   TfLiteStatus Prepare(TfLiteContext* context);
@@ -66,6 +69,7 @@ class RmsNormNode {
   int weight_ = kTfLiteOptionalTensor;
   int sum_ = kTfLiteOptionalTensor;
   int y_ = kTfLiteOptionalTensor;
+  bool leading_ones_of_weight_ = false;
 };
 
 }  // namespace ai_edge_rms_norm

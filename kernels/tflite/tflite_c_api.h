@@ -57,8 +57,10 @@ enum TfLiteBuiltinOperator : int {
   kTfLiteBuiltinMean = 40,
   kTfLiteBuiltinDiv = 42,
   kTfLiteBuiltinCast = 53,
+  kTfLiteBuiltinExpandDims = 70,
   kTfLiteBuiltinSqrt = 75,
   kTfLiteBuiltinRsqrt = 76,
+  kTfLiteBuiltinPow = 78,
   kTfLiteBuiltinSquare = 92,
   kTfLiteBuiltinBroadcastTo = 130,
   kTfLiteBuiltinStablehloComposite = 206,
@@ -162,7 +164,10 @@ struct TfLiteContext {
   void* RequestScratchBufferInArena;
   void* GetScratchBuffer;
   void* ResizeTensorExplicit;
-  void* PreviewDelegatePartitioning;
+  // What the runtime would make of nodes_to_replace. It keeps the array.
+  TfLiteStatus (*PreviewDelegatePartitioning)(
+      TfLiteContext* context, const TfLiteIntArray* nodes_to_replace,
+      TfLiteDelegateParams** partition_params_array, int* num_partitions);
   void* GetTensor;
   void* GetEvalTensor;
   void* GetModelMetadata;

@@ -79,6 +79,7 @@ TEST(TfLiteCApiTest, Context) {
   EXPECT_OFFSET(TfLiteContext, ReplaceNodeSubsetsWithDelegateKernels, 64);
   EXPECT_OFFSET(TfLiteContext, recommended_num_threads, 72);
   EXPECT_OFFSET(TfLiteContext, profiler, 104);
+  EXPECT_OFFSET(TfLiteContext, PreviewDelegatePartitioning, 152);
   EXPECT_OFFSET(TfLiteContext, AcquireSubgraphContext, 184);
   EXPECT_OFFSET(TfLiteContext, ReleaseSubgraphContext, 192);
 }

@@ -98,6 +98,8 @@ class Interpreter(litert.Interpreter):
       model_content: Bytes of a .tflite, instead of a path.
       experimental_delegates: Further delegates, applied after ours.
       num_threads: Threads for the kernels and for XNNPACK; default the runtime's.
+      fuse_primitives: Whether RMSNorm that is written as primitive operators runs on
+        the fused kernels, too; `ai_edge_rms_norm.fuse` does the same to a file.
       **kwargs: Other arguments of `ai_edge_litert.interpreter.Interpreter`.
 
     Raises:
@@ -111,6 +113,7 @@ class Interpreter(litert.Interpreter):
         model_content: bytes | None = None,
         experimental_delegates: list | None = None,
         num_threads: int | None = None,
+        fuse_primitives: bool = False,
         **kwargs,
     ):
         if (model_path is None) == (model_content is None):
@@ -124,7 +127,8 @@ class Interpreter(litert.Interpreter):
             resolved = _resolve_custom_calls(model_content, name)
         if resolved is not None:
             model_path, model_content = None, resolved
-        delegates = [litert.load_delegate(delegate_path())]
+        options = {"fuse_primitives": "1"} if fuse_primitives else None
+        delegates = [litert.load_delegate(delegate_path(), options)]
         delegates += experimental_delegates or ()
         try:
             super().__init__(

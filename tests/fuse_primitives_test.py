@@ -1,0 +1,178 @@
+"""The delegate's option fuse_primitives: norms in primitive operators at run time."""
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from ai_edge_litert import interpreter as litert
+
+import ai_edge_rms_norm as arn
+from tests.chains import EPSILON, SIZE, WEIGHT, Graph, tensorflow_graph
+
+
+def _random(*shape, dtype=np.float32):
+    x = np.random.default_rng(0).standard_normal(shape)
+    return (0.03 * x).astype(dtype)  # So small that epsilon matters.
+
+
+def _set_up(content: bytes, *inputs, fused=True) -> litert.Interpreter:
+    # Without XNNPACK a delegate in the plan is ours.
+    resolver = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    kind, options = litert.Interpreter, {}
+    if fused:
+        kind, options = arn.Interpreter, {"fuse_primitives": True}
+    interpreter = kind(
+        model_content=content, experimental_op_resolver_type=resolver, **options
+    )
+    for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.resize_tensor_input(detail["index"], value.shape)
+    interpreter.allocate_tensors()
+    for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.set_tensor(detail["index"], value)
+    interpreter.invoke()
+    return interpreter
+
+
+def _outputs(interpreter: litert.Interpreter) -> list[np.ndarray]:
+    details = interpreter.get_output_details()
+    return [interpreter.get_tensor(detail["index"]) for detail in details]
+
+
+def _operators(interpreter: litert.Interpreter) -> list[str]:
+    """Names the nodes; those that a delegate has replaced are still listed."""
+    return [node["op_name"] for node in interpreter._get_ops_details()]
+
+
+class FusePrimitivesTest(parameterized.TestCase):
+    def _check(self, content, *inputs, delegated=1, rtol=4e-6):
+        fused = _set_up(content, *inputs)
+        names = _operators(fused)
+        self.assertEqual(names.count("DELEGATE"), delegated, names)
+        expected = _outputs(_set_up(content, *inputs, fused=False))
+        for actual, value in zip(_outputs(fused), expected, strict=True):
+            np.testing.assert_allclose(actual, value, rtol=rtol, atol=1e-7)
+
+    @parameterized.parameters(
+        {},
+        {"square": "SQUARE"},
+        {"square": "POW", "root": "SQRT 1 DIV"},
+        {"square": "POW", "root": "SQRT DIV"},
+        {"root": "POW"},
+        {"order": "inverse weight x"},
+        {"order": "x weight inverse"},
+        {"order": "no weight"},
+        {"keep_dims": False},
+        {"keep_dims": False, "root": "SQRT DIV", "weight_rank": 3},
+        {"axis": 2},
+        {"x_shape": (SIZE,), "axis": 0},
+        {"x_shape": (3, 2, 2, SIZE), "weight_rank": 4},
+    )
+    def test_chains(self, **kwargs):
+        graph, outputs = tensorflow_graph(**kwargs)
+        x = _random(*kwargs.get("x_shape", (2, 3, SIZE)))
+        self._check(graph.content(*outputs), x)
+
+    @parameterized.parameters(
+        {"axis": 1},
+        {"also": "square"},
+        {"also": "mean"},
+        {"also": "shifted"},
+        {"epsilon": 0.0},
+        {"epsilon": np.full((2, 3, 1), 1e-3)},
+        {"activation": 1},
+    )
+    def test_left_alone(self, **kwargs):
+        graph, outputs = tensorflow_graph(**kwargs)
+        self._check(graph.content(*outputs), _random(2, 3, SIZE), delegated=0)
+
+    @parameterized.parameters((0, 0), (1, 0), (2, 0), (3, 0), (4, 1))
+    def test_intermediate_used_elsewhere(self, index, delegated):
+        """By another operator: only the normalized x may be, without the weight."""
+        graph, (y,) = tensorflow_graph()
+        tensor = graph.subgraph.operators[index].outputs[0]
+        content = graph.content(graph("ADD", y, tensor))
+        self._check(content, _random(2, 3, SIZE), delegated=delegated)
+
+    def test_intermediate_used_by_another_norm(self):
+        """Both are claimed, so the partition alone would not tell."""
+        graph, (y,) = tensorflow_graph()
+        inverse = graph.subgraph.operators[3].outputs[0]
+        y2 = graph("MUL", graph.subgraph.inputs[0], inverse)
+        self._check(graph.content(y, y2), _random(2, 3, SIZE), delegated=0)
+
+    def test_computed_weight(self):
+        """It stays a MUL: in the plan it may come after the norm's other nodes."""
+        graph, (y,) = tensorflow_graph(order="no weight")
+        w = graph.input((SIZE,))
+        content = graph.content(graph("MUL", y, graph("ADD", w, w)))
+        self._check(content, _random(2, 3, SIZE), WEIGHT)
+
+    def test_adjacent_norms(self):
+        """Two chains in one partition, with the tensor between them inside."""
+        graph, (y,) = tensorflow_graph()
+        mean = graph(
+            "MEAN", graph("MUL", y, y), graph.constant([2], np.int32), shape=(2, 3, 1)
+        )
+        inverse = graph("RSQRT", graph("ADD", mean, graph.constant(0.5)))
+        z = graph("MUL", graph.constant(WEIGHT), graph("MUL", y, inverse))
+        x = _random(2, 3, SIZE)
+        self._check(graph.content(z), x)
+        self._check(graph.content(z, y), x)
+
+    def test_half_precision(self):
+        g = Graph()
+        x = g.input((2, SIZE), np.float16)
+        wide = g("CAST", x, dtype=np.float32)
+        mean = g("MEAN", g("MUL", wide, wide), g.constant([1], np.int32), shape=(2, 1))
+        inverse = g("RSQRT", g("ADD", mean, g.constant(EPSILON)))
+        y = g(
+            "CAST",
+            g("MUL", g("MUL", wide, inverse), g.constant(WEIGHT)),
+            dtype=np.float16,
+        )
+        self._check(g.content(y), _random(2, SIZE, dtype=np.float16), rtol=1e-3)
+
+    def test_dynamic_rows(self):
+        graph, outputs = tensorflow_graph(signature=[-1, 3, SIZE])
+        for tensor in graph.subgraph.tensors:
+            if tensor.buffer == 0:
+                tensor.shapeSignature = [-1, *tensor.shape[1:]]
+        self._check(graph.content(*outputs), _random(7, 3, SIZE))
+
+    def test_beside_xnnpack(self):
+        graph, (y,) = tensorflow_graph()
+        matrix = graph.constant(_random(SIZE, SIZE))
+        z = graph("FULLY_CONNECTED", y, matrix, -1, shape=(6, SIZE))
+        content = graph.content(z)
+        x = _random(2, 3, SIZE)
+        results = []
+        for kind, options in (
+            (litert.Interpreter, {}),
+            (arn.Interpreter, {"fuse_primitives": True}),
+        ):
+            interpreter = kind(model_content=content, **options)
+            interpreter.allocate_tensors()
+            interpreter.set_tensor(0, x)
+            interpreter.invoke()
+            results += _outputs(interpreter)
+        np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+    def test_off_by_default(self):
+        graph, outputs = tensorflow_graph()
+        interpreter = arn.Interpreter(
+            model_content=graph.content(*outputs),
+            experimental_op_resolver_type=(
+                litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            ),
+        )
+        interpreter.allocate_tensors()
+        self.assertNotIn("DELEGATE", _operators(interpreter))
+
+    @parameterized.parameters("2", "-1", "yes", "")
+    def test_bad_value(self, value):
+        with self.assertRaisesRegex(
+            ValueError, f'fuse_primitives must be an integer from 0 to 1, got "{value}"'
+        ):
+            litert.load_delegate(arn.delegate_path(), {"fuse_primitives": value})
+
+
+if __name__ == "__main__":
+    absltest.main()
