@@ -1,0 +1,53 @@
+"""What a wheel's platform tag promises, read from its shared libraries.
+
+The tag comes from auditwheel when the wheel is built; this looks with pyelftools only.
+"""
+
+import io
+import pathlib
+import re
+import zipfile
+
+from elftools.elf import dynamic, elffile, gnuversions
+
+_MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
+# The glibc and GCC run-time libraries that every manylinux platform has (PEP 600).
+_LIBRARIES = re.compile(
+    r"lib(c|m|dl|pthread|gcc_s|stdc\+\+)\.so\.\d|ld-linux-.*\.so\.\d"
+)
+
+
+def problems(wheel: pathlib.Path, machine: str) -> list[str]:
+    """Returns what in `wheel` contradicts its tag; empty if nothing does.
+
+    Args:
+      wheel: Path of the .whl.
+      machine: The architecture it should be for, "x86_64" or "aarch64".
+    """
+    tag = re.search(r"-py3-none-manylinux_2_(\d+)_(\w+)\.whl$", wheel.name)
+    if not tag:
+        return [f"{wheel.name} has no tag py3-none-manylinux_2_N_MACHINE"]
+    glibc = int(tag[1])
+    found = []
+    if tag[2] != machine:
+        found.append(f"{wheel.name} is not for {machine}")
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = {n: archive.read(n) for n in archive.namelist() if ".so" in n}
+    if not libraries:
+        found.append(f"{wheel.name} has no shared library")
+    for name, content in libraries.items():
+        elf = elffile.ELFFile(io.BytesIO(content))
+        if elf["e_machine"] != _MACHINES[machine]:
+            found.append(f"{name} is for {elf['e_machine']}")
+        for section in elf.iter_sections():
+            if isinstance(section, dynamic.DynamicSection):
+                needed = [t.needed for t in section.iter_tags("DT_NEEDED")]
+                strays = [n for n in needed if not _LIBRARIES.fullmatch(n)]
+                found += [f"{name} needs {stray}" for stray in strays]
+            if isinstance(section, gnuversions.GNUVerNeedSection):
+                for _, versions in section.iter_versions():
+                    for version in versions:
+                        old = re.fullmatch(r"GLIBC_2\.(\d+)(\.\d+)?", version.name)
+                        if old and int(old[1]) > glibc:
+                            found.append(f"{name} needs {version.name}")
+    return found
