@@ -24,7 +24,8 @@ def outcome_of(case: ElementTree.Element) -> tuple[str, str | None]:
 
 def main() -> None:
     counts = collections.Counter()
-    for folder in sys.argv[1:]:
+    # Several test commands may have left their reports in the same folder.
+    for folder in dict.fromkeys(sys.argv[1:]):
         # bazel-testlogs is a symbolic link, which rglob does not follow.
         logs = pathlib.Path(folder).resolve()
         reports = sorted(logs.rglob("test.xml"))
