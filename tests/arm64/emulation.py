@@ -27,7 +27,7 @@ _PACKAGES = ("libgomp1", "libstdc++6", "python3")
 _QEMU = "/usr/bin/qemu-aarch64-static"
 _TIMEOUT = 1800  # seconds
 # What /proc/cpuinfo says of a Neoverse N1, per processor. qemu 7 shows that of this
-# machine, on which the library of that name in XNNPACK crashes.
+# machine, on which LiteRT crashes as soon as XNNPACK starts.
 _CPUINFO = """\
 processor\t: {}
 BogoMIPS\t: 50.00
