@@ -223,8 +223,9 @@ def _hugging_face(
         sizes = dict(
             hidden_size=64,
             intermediate_size=96,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=widths["num_attention_heads"]
+            // widths["num_key_value_heads"],
+            num_key_value_heads=1,
             head_dim=16,
         )
         config = kind(

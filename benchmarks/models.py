@@ -5,7 +5,8 @@
 Each has the widths of the real model, two layers, a vocabulary of 512 and random
 weights. One file is converted per signature, with the norms as primitive operators;
 `fuse` makes the two others of it, with composites and with our operator. The first two
-run in the stock interpreter, the third with the plugin; the rounds are interleaved.
+run in the stock interpreter, the third with the plugin; the rounds are interleaved. The
+control is a second interpreter with the first file: what it differs by is noise.
 Writes models.json and models.png to --output.
 """
 
@@ -32,7 +33,8 @@ _PREFILL = flags.DEFINE_integer("prefill", 64, "Tokens of the prompt.", 1)
 _CACHE = flags.DEFINE_integer("cache", 128, "Tokens of the KV cache or window.", 2)
 _MODELS = flags.DEFINE_list("models", None, "Parts of names; default: all models.")
 
-_PRIMITIVES, _COMPOSITE, _FUSED = "primitives", "composite", "fused"
+_PRIMITIVES, _CONTROL = "primitives", "control"
+_COMPOSITE, _FUSED = "composite", "fused"
 
 
 def _set_up(interpreter: litert.Interpreter) -> litert.Interpreter:
@@ -66,6 +68,7 @@ def _measure(
     threads = {"num_threads": _THREADS.value}
     interpreters = {
         _PRIMITIVES: litert.Interpreter(model_content=content, **threads),
+        _CONTROL: litert.Interpreter(model_content=content, **threads),
         _COMPOSITE: litert.Interpreter(model_content=bytes(composite), **threads),
         _FUSED: arn.Interpreter(model_content=bytes(fused), **threads),
     }
@@ -100,7 +103,7 @@ def _row(result: dict) -> list[str]:
         f"{times[_PRIMITIVES]['median'] * 1e3:.3f}",
         *(
             f"{times[name]['median'] * 1e3:.3f} ({1 / times[name]['ratio']:.2f}x)"
-            for name in (_COMPOSITE, _FUSED)
+            for name in (_CONTROL, _COMPOSITE, _FUSED)
         ),
     ]
 
@@ -108,9 +111,10 @@ def _row(result: dict) -> list[str]:
 def _plot(results: list[dict], title: str, path: pathlib.Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 0.45 * len(results) + 2))
     positions = np.arange(len(results))
-    for offset, name in ((0.2, _COMPOSITE), (-0.2, _FUSED)):
+    for offset, name in ((-0.27, _FUSED), (0, _COMPOSITE), (0.27, _CONTROL)):
         speed_ups = [1 / result["times"][name]["ratio"] for result in results]
-        axes.barh(positions + offset, speed_ups, 0.36, label=name)
+        color = "lightgray" if name == _CONTROL else None
+        axes.barh(positions + offset, speed_ups, 0.25, label=name, color=color)
     axes.axvline(1, color="k", linestyle="--", linewidth=1)
     axes.set_yticks(positions, [f"{r['model']}, {r['signature']}" for r in results])
     axes.invert_yaxis()
@@ -158,6 +162,7 @@ def main(_) -> None:
         "bytes",
         "error",
         "primitives ms",
+        "control ms",
         "composite ms",
         "fused ms",
         title="two layers, float32; error relative to the largest logit",

@@ -108,13 +108,20 @@ def tensorflow_graph(
     signature=None,
     activation=0,
     also=None,
+    reshaped=False,
 ):
     """An RMSNorm as TensorFlow, Keras or onnx2tf would write it."""
     g = Graph()
     x = g.input(x_shape, signature=signature)
     lead = x_shape[:-1]
+    flat = x
+    if reshaped:  # litert-torch leaves leading ones out before a broadcast.
+        to = g.constant((1, *x_shape), np.int32)
+        x = g("RESHAPE", flat, to, shape=(1, *x_shape))
+        x_shape = (1, *x_shape)
+        lead = x_shape[:-1]
     squares = {
-        "MUL": lambda: g("MUL", x, x),
+        "MUL": lambda: g("MUL", flat, x),
         "SQUARE": lambda: g("SQUARE", x),
         "POW": lambda: g("POW", x, g.constant(2.0)),
     }

@@ -62,6 +62,8 @@ class FusePrimitivesTest(parameterized.TestCase):
         {"keep_dims": False},
         {"keep_dims": False, "root": "SQRT DIV", "weight_rank": 3},
         {"axis": 2},
+        {"reshaped": True},
+        {"reshaped": True, "root": "SQRT DIV"},
         {"x_shape": (SIZE,), "axis": 0},
         {"x_shape": (3, 2, 2, SIZE), "weight_rank": 4},
     )

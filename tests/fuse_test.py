@@ -246,6 +246,8 @@ class ChainTest(parameterized.TestCase):
         {"dequantize": True},
         {"dequantize": True, "weight_rank": 3},
         {"axis": 2},
+        {"reshaped": True},
+        {"reshaped": True, "root": "SQRT DIV"},
         {"x_shape": (SIZE,), "axis": 0},
         {"x_shape": (3, 2, 2, SIZE)},
     )
@@ -255,6 +257,7 @@ class ChainTest(parameterized.TestCase):
         model, report = arn.fuse(content)
         self.assertEmpty(report.refused)
         left = ["DEQUANTIZE"] if "dequantize" in kwargs else []
+        left += ["RESHAPE"] if "reshaped" in kwargs else []
         self.assertEqual(operators(bytes(model)), [*left, "CUSTOM"])
         (fused,) = report.fused
         self.assertEqual((fused.epsilon, fused.has_weight), (EPSILON, True))
@@ -264,8 +267,9 @@ class ChainTest(parameterized.TestCase):
         np.testing.assert_allclose(actual, expected, rtol=4e-6, atol=1e-7)
         # Nothing of the chain stays behind.
         tree = flatbuffer.read(bytes(model))
-        self.assertLen(tree.subgraphs[0].tensors, 3 + len(left))
-        self.assertLen(tree.buffers, 2)
+        reshapes = left.count("RESHAPE")
+        self.assertLen(tree.subgraphs[0].tensors, 3 + len(left) + reshapes)
+        self.assertLen(tree.buffers, 2 + reshapes)
 
     def test_dynamic_rows(self):
         graph, outputs = tensorflow_graph(signature=[-1, 3, SIZE])
@@ -381,6 +385,9 @@ class RefusalTest(parameterized.TestCase):
 
     def test_dynamic_hidden_size(self):
         graph, outputs = tensorflow_graph(signature=[2, 3, -1])
+        for tensor in graph.subgraph.tensors:
+            if tensor.shape == [2, 3, SIZE]:
+                tensor.shapeSignature = [2, 3, -1]
         _, report = arn.fuse(graph.content(*outputs))
         self.assertIn("not static", report.refused[0].reason)
 

@@ -61,7 +61,8 @@ class Graph {
 
   // What the nodes up to the root compute.
   struct Statistic {
-    int x = kNone;
+    int factors[2] = {kNone, kNone};  // Their product is x^2.
+    int square = kNone;               // The tensor x^2; it has the shape of x.
     double epsilon = 0.0;
     bool inverted = false;  // 1 / rms instead of rms.
     std::vector<int> nodes;
@@ -169,21 +170,42 @@ class Graph {
     return index;
   }
 
-  // What a tensor was before it was cast to a wider type.
-  int Source(int index) const {
-    while (true) {
-      const int node = ProducedBy(index, kTfLiteBuiltinCast);
-      if (node == kNone) return index;
-      const int before = Input(node, 0);
-      if (!IsFloat(before) || tensor(before).type == kTfLiteFloat32) {
-        return index;
-      }
-      index = before;
+  // Whether the shapes differ at most in leading dimensions of 1.
+  bool SameBesideLeadingOnes(int a, int b) const {
+    const TfLiteIntArray* dims[] = {tensor(a).dims, tensor(b).dims};
+    const int* begin[2];
+    const int* end[2];
+    for (int i = 0; i < 2; ++i) {
+      end[i] = dims[i]->data + dims[i]->size;
+      begin[i] = std::find_if(static_cast<const int*>(dims[i]->data), end[i],
+                              [](int size) { return size != 1; });
     }
+    return std::equal(begin[0], end[0], begin[1], end[1]);
   }
 
-  // The node that computes the square of something; sets *x.
-  int Square(int index, int* x) const {
+  // What a tensor was before it was cast to a wider type, or reshaped by
+  // leading dimensions of 1, which converters leave out where an operator
+  // broadcasts; or kNone.
+  int Before(int index) const {
+    int node = ProducedBy(index, kTfLiteBuiltinCast);
+    if (node != kNone) {
+      const int before = Input(node, 0);
+      return IsFloat(before) && tensor(before).type != kTfLiteFloat32 ? before
+                                                                      : kNone;
+    }
+    node = ProducedBy(index, kTfLiteBuiltinReshape);
+    if (node == kNone) return kNone;
+    const int before = Input(node, 0);
+    return SameBesideLeadingOnes(before, index) ? before : kNone;
+  }
+
+  int Source(int index) const {
+    for (int before; (before = Before(index)) != kNone;) index = before;
+    return index;
+  }
+
+  // The node that computes the square of something; sets its factors.
+  int Square(int index, int factors[2]) const {
     int node = ProducedBy(index, kTfLiteBuiltinSquare);
     if (node == kNone) {
       node = ProducedBy(index, kTfLiteBuiltinMul);
@@ -195,7 +217,10 @@ class Graph {
       node = ProducedBy(index, kTfLiteBuiltinPow);
       if (node != kNone && !IsScalar(Input(node, 1), 2.0f)) return kNone;
     }
-    if (node != kNone) *x = Input(node, 0);
+    if (node == kNone) return kNone;
+    factors[0] = Input(node, 0);
+    factors[1] =
+        Builtin(node) == kTfLiteBuiltinMul ? Input(node, 1) : factors[0];
     return node;
   }
 
@@ -234,11 +259,12 @@ class Graph {
     if (mean == kNone) return false;
     nodes.push_back(mean);
     const int square =
-        Square(SkipBack(Input(mean, 0), false, &nodes), &statistic->x);
+        Square(SkipBack(Input(mean, 0), false, &nodes), statistic->factors);
     if (square == kNone) return false;
     nodes.push_back(square);
+    statistic->square = Output(square);
     int32_t axis = 0;
-    const int rank = tensor(statistic->x).dims->size;
+    const int rank = tensor(statistic->square).dims->size;
     return rank > 0 && ReadConstant(Input(mean, 1), kTfLiteInt32, &axis) &&
            (axis == -1 || axis == rank - 1);
   }
@@ -265,14 +291,27 @@ class Graph {
   }
 
   // The node that computes x * weight; sets *weight.
-  int Scaled(int index, int x, int* weight) const {
+  int Scaled(int index, int source, int x, int* weight) const {
     const int node = ProducedBy(index, kTfLiteBuiltinMul);
     if (node == kNone) return kNone;
     for (int i = 0; i < 2; ++i) {
       const int other = Input(node, 1 - i);
-      if (Source(Input(node, i)) == Source(x) && IsWeight(other, x)) {
+      if (Source(Input(node, i)) == source && IsWeight(other, x)) {
         *weight = other;
         return node;
+      }
+    }
+    return kNone;
+  }
+
+  // x in the type and shape of y, or kNone.
+  int FindVariant(const Statistic& statistic, int y) const {
+    for (int x : statistic.factors) {
+      for (; x != kNone; x = Before(x)) {
+        if (tensor(x).type == tensor(y).type &&
+            HasRowsOf(x, y, HiddenSize(y))) {
+          return x;
+        }
       }
     }
     return kNone;
@@ -301,9 +340,9 @@ class Graph {
 std::optional<RmsNormChain> Graph::Match(int root) const {
   Statistic statistic;
   if (!FindStatistic(root, &statistic)) return std::nullopt;
-  const int x = statistic.x;
-  const int source = Source(x);
-  if (!IsFloat(x) || tensor(source).is_variable) return std::nullopt;
+  const int x = statistic.square;  // As far as shapes are concerned.
+  const int source = Source(statistic.factors[0]);
+  if (!IsFloat(source) || tensor(source).is_variable) return std::nullopt;
 
   // Forward from the root, as long as there is one user; `best` is the longest
   // chain so far that is an RMSNorm.
@@ -342,7 +381,7 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
       } else if (weight == kNone && IsWeight(other, x)) {
         weight = other;
       } else if (!has_x && weight == kNone &&
-                 (product = Scaled(other, x, &weight)) != kNone) {
+                 (product = Scaled(other, source, x, &weight)) != kNone) {
         nodes.push_back(product);
         has_x = true;
       } else {
@@ -354,18 +393,16 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
     nodes.push_back(user);
     index = Output(user);
     if (!has_x || !HasRowsOf(index, x, HiddenSize(x))) continue;
-    for (const int variant : {source, x}) {
-      if (tensor(variant).type != tensor(index).type ||
-          (weight != kNone && tensor(weight).type != tensor(index).type &&
-           tensor(weight).type != kTfLiteFloat32)) {
-        continue;
-      }
-      best.x = variant;
-      best.weight = weight;
-      best.y = index;
-      best_nodes = nodes;
-      break;
+    const int variant = FindVariant(statistic, index);
+    if (variant == kNone ||
+        (weight != kNone && tensor(weight).type != tensor(index).type &&
+         tensor(weight).type != kTfLiteFloat32)) {
+      continue;
     }
+    best.x = variant;
+    best.weight = weight;
+    best.y = index;
+    best_nodes = nodes;
   }
   if (best_nodes.empty() || !IsClosed(best_nodes, best.y)) return std::nullopt;
   std::sort(best_nodes.begin(), best_nodes.end());

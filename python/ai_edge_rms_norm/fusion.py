@@ -103,9 +103,15 @@ class _NotFusibleError(Exception):
 
 @dataclasses.dataclass
 class _Statistic:
-    """1 / rms or rms of the rows of x, as far as the chain determines it."""
+    """1 / rms or rms of the rows of x, as far as the chain determines it.
 
-    x: int
+    Attributes:
+      factors: The one or two tensors whose product is x².
+      shape: The shape of x².
+    """
+
+    factors: list[int]
+    shape: list[int]
     epsilon: float
     chain: list[int]
     output: int
@@ -119,6 +125,11 @@ class _Match:
     epsilon: float
     output: int
     chain: list[int]
+
+
+def _without_leading_ones(shape: list[int]) -> list[int]:
+    leading = next((i for i, size in enumerate(shape) if size != 1), len(shape))
+    return shape[leading:]
 
 
 def _shape(tensor: schema.TensorT) -> list[int]:
@@ -203,16 +214,28 @@ class _Graph:
             return None
         return np.frombuffer(bytes(data), np.int32).tolist()
 
+    def versions(self, tensor: int) -> list[int]:
+        """Returns a tensor and what it was, cast from a narrower float and reshaped.
+
+        Of the reshapes, those that add or take leading dimensions of 1: converters
+        leave them out before an operator that broadcasts.
+        """
+        versions = [tensor]
+        while (o := self.produced_by(versions[-1], _OP.CAST, _OP.RESHAPE)) is not None:
+            before = self.inputs(o)[0]
+            if self.builtin(o) == _OP.CAST:
+                is_version = self.type(before) in _HALF_TYPES
+            else:
+                is_version = _without_leading_ones(
+                    self.shape(before)
+                ) == _without_leading_ones(self.shape(versions[-1]))
+            if not is_version:
+                break
+            versions.append(before)
+        return versions
+
     def source(self, tensor: int) -> int:
-        """Returns what a tensor was before it was cast to a wider float."""
-        while True:
-            cast = self.produced_by(tensor, _OP.CAST)
-            if cast is None:
-                return tensor
-            (before,) = self.inputs(cast)
-            if self.type(before) not in _HALF_TYPES:
-                return tensor
-            tensor = before
+        return self.versions(tensor)[-1]
 
     # What follows matches an RMSNorm around the operator that computes the root.
 
@@ -225,8 +248,8 @@ class _Graph:
             tensor = before
         return tensor
 
-    def _squared(self, tensor: int) -> tuple[int, int] | None:
-        """Returns x and the operator if a tensor is x²."""
+    def _squared(self, tensor: int) -> tuple[list[int], int] | None:
+        """Returns the factors and the operator if a tensor is x²."""
         o = self.produced_by(tensor, _OP.MUL, _OP.SQUARE, _OP.POW)
         if o is None:
             return None
@@ -235,7 +258,7 @@ class _Graph:
             return None
         if self.builtin(o) == _OP.POW and self.scalar(other[0]) != 2.0:
             return None
-        return x, o
+        return [x, *other] if self.builtin(o) == _OP.MUL else [x], o
 
     def _statistic(self, root: int) -> _Statistic | None:
         """Matches root(mean(x²) + epsilon); None if it does not begin like that."""
@@ -266,15 +289,15 @@ class _Graph:
         squared = self._squared(self._skip_back(tensor, chain, _OP.CAST))
         if squared is None:
             return None
-        x, square = squared
+        factors, square = squared
         chain.append(square)
 
-        rank = len(self.shape(x))
+        shape = self.shape(self.output(square))
+        rank = len(shape)
         axes = self.integers(axes)
         if not rank or axes is None or [a % rank for a in axes] != [rank - 1]:
             raise _NotFusibleError(
-                f"the mean is over the axes {axes} of {self.shape(x)}, not over the"
-                " last one"
+                f"the mean is over the axes {axes} of {shape}, not over the last one"
             )
         epsilon = self.scalar(shift)
         if epsilon is None:
@@ -284,7 +307,7 @@ class _Graph:
             )
         if not (np.isfinite(epsilon) and epsilon > 0):
             raise _NotFusibleError(f"epsilon must be finite and > 0, it is {epsilon}")
-        return _Statistic(x, epsilon, chain, self.output(root), inverted)
+        return _Statistic(factors, shape, epsilon, chain, self.output(root), inverted)
 
     def _is_weight(self, tensor: int, hidden_size: int) -> bool:
         *leading, last = self.shape(tensor) or [0]
@@ -334,20 +357,21 @@ class _Graph:
         statistic = self._statistic(root)
         if statistic is None:
             return None
-        shape = self.shape(statistic.x)
+        shape = statistic.shape
         hidden_size = shape[-1]
         if hidden_size <= 0:
             raise _NotFusibleError(f"the last dimension of {shape} is not static")
-        source = self.source(statistic.x)
+        source = self.source(statistic.factors[0])
         # In which types x is at hand, the first one preferred.
         variants = {}
-        for x in (statistic.x, source):
-            if self.type(x) in _FLOAT_TYPES:
-                variants.setdefault(self.type(x), x)
+        for factor in statistic.factors:
+            for x in self.versions(factor):
+                if self.type(x) in _FLOAT_TYPES and self.shape(x) == shape:
+                    variants.setdefault(self.type(x), x)
         if not variants or self._tensors[source].isVariable:
             raise _NotFusibleError(
                 f"x, {self.name(source)!r}, is no float32, float16 or bfloat16"
-                " activation"
+                f" activation of shape {shape}"
             )
 
         chain, tensor = list(statistic.chain), statistic.output
@@ -541,7 +565,7 @@ def _fuse_subgraph(
         o
         for o in range(len(original))
         if o not in taken
-        and graph.builtin(o) in (_OP.CAST, _OP.DEQUANTIZE)
+        and graph.builtin(o) in (_OP.CAST, _OP.DEQUANTIZE, _OP.RESHAPE)
         and graph.output(o) in touched
     }
     _remove_unused(subgraph, graph, candidates)
