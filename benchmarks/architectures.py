@@ -96,9 +96,9 @@ class Architecture:
                 child.enable_hlfb = composites
         if self.generative:
             module.build_mask_cache(cache)
-            # A random embedding that is the head as well repeats the last token.
-            head = module.lm_head.weight
-            head.data = 0.05 * torch.randn_like(head)
+        # A random embedding that is the head as well repeats the last token.
+        head = module.lm_head if self.generative else module.model.lm_head
+        head.weight = torch.nn.Parameter(0.05 * torch.randn_like(head.weight))
         return module
 
     def signatures(
@@ -223,9 +223,8 @@ def _hugging_face(
         sizes = dict(
             hidden_size=64,
             intermediate_size=96,
-            num_attention_heads=widths["num_attention_heads"]
-            // widths["num_key_value_heads"],
-            num_key_value_heads=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
             head_dim=16,
         )
         config = kind(

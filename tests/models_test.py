@@ -1,5 +1,7 @@
 """Whole models: every norm is found, and greedy decoding gives the same tokens."""
 
+import re
+
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
@@ -63,7 +65,7 @@ class ModelsTest(parameterized.TestCase):
         )
 
     @parameterized.named_parameters(
-        (a.name.replace(" ", "_"), a)
+        (re.sub(r"\W", "_", a.name), a)
         for a in architectures.ARCHITECTURES
         # Made small, it is the 270M.
         if a.name != "litert-torch Gemma3 1B"
