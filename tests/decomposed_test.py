@@ -141,6 +141,59 @@ class PassTest(parameterized.TestCase):
         torch.testing.assert_close(program.module()(x), module(x))
 
 
+class Residual(torch.nn.Module):
+    """Two residual additions, each in front of a norm; the sums are needed later."""
+
+    def __init__(self, offset: float = 0.0):
+        super().__init__()
+        self.norms = torch.nn.ModuleList(
+            arn.RMSNorm(_SIZE, weight_offset=offset) for _ in range(2)
+        )
+        self.linear = torch.nn.Linear(_SIZE, _SIZE)
+
+    def forward(self, x, residual):
+        total = x + residual
+        other = self.linear(self.norms[0](total)) + total
+        return self.norms[1](other), other
+
+
+class AddTest(parameterized.TestCase):
+    @parameterized.parameters(0.0, 1.0)
+    def test_additions_are_joined(self, offset):
+        module = Residual(offset).eval()
+        inputs = (random(2, 3, _SIZE), torch.ones(2, 3, _SIZE))
+        program = torch.export.export(module, inputs).run_decompositions()
+        self.assertEqual(decomposed.fuse_add(program), 2)
+        self.assertEqual(decomposed.fuse_add(program), 0)
+        self.assertNotIn("custom_rms_norm", str(program.graph))
+        torch.testing.assert_close(program.module()(*inputs), module(*inputs))
+        model = arn.convert(module, inputs, fuse_add=True)
+        self.assertEqual(
+            [node.call_target for node in model.nodes()],
+            ["ai_edge_torch.add_rms_norm"] * 2,
+        )
+        outputs = model(*(x.numpy() for x in inputs))
+        for y, expected in zip(outputs, module(*inputs), strict=True):
+            np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-5)
+
+    @parameterized.named_parameters(
+        ("broadcast", lambda x, w: arn.rms_norm(x + x[:1], w)),
+        ("scaled", lambda x, w: arn.rms_norm(torch.add(x, x, alpha=2), w)),
+        ("number", lambda x, w: arn.rms_norm(x + 1.0, w)),
+        ("dtype", lambda x, w: arn.rms_norm(x + x.half(), w)),
+        # The weight depends on the sum, and something between needs the sum, too.
+        (
+            "order",
+            lambda x, w: (lambda t: arn.rms_norm(t, t.exp()[0, 0] * w))(x + x),
+        ),
+    )
+    def test_others_are_left_alone(self, function):
+        program = exported(Written(function), random(2, 3, _SIZE))
+        before = str(program.graph)
+        self.assertEqual(decomposed.fuse_add(program), 0)
+        self.assertEqual(str(program.graph), before)
+
+
 class ConvertTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("torch", lambda: torch.nn.RMSNorm(_SIZE, eps=1e-5)),

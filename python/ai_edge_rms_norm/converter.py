@@ -69,8 +69,8 @@ def _convert_with_litert(
     if transform is not None:
         if options.get("use_v2"):
             raise ValueError(
-                "fuse_decomposed does not work with use_v2=True: litert-torch then"
-                " lowers graphs that are not decomposed"
+                "fuse_decomposed and fuse_add do not work with use_v2=True:"
+                " litert-torch then lowers graphs that are not decomposed"
             )
         passes = front_end.export_pass(transform)
     with passes:
@@ -129,6 +129,7 @@ class Converter:
         encoding: Encoding | str = Encoding.STABLEHLO_CUSTOM_CALL,
         backend: Backend | str = Backend.AUTO,
         fuse_decomposed: bool = False,
+        fuse_add: bool = False,
         **options,
     ) -> Model:
         """Converts the signatures; arguments as for the function `convert`."""
@@ -137,8 +138,18 @@ class Converter:
         run = tensorflow_backend.convert
         if backend == Backend.LITERT:
             run = _convert_with_litert
-        transform = decomposed.fuse_decomposed if fuse_decomposed else None
-        content, converter = run(self._signatures, transform=transform, **options)
+
+        def transform(program: torch.export.ExportedProgram) -> None:
+            if fuse_decomposed:
+                decomposed.fuse_decomposed(program)
+            if fuse_add:
+                decomposed.fuse_add(program)
+
+        content, converter = run(
+            self._signatures,
+            transform=transform if fuse_decomposed or fuse_add else None,
+            **options,
+        )
         logging.info("Converted with the backend %s: %s", backend.value, converter)
         model = flatbuffer.read(content)
         encoding_lib.translate_model(model, encoding)
@@ -177,6 +188,7 @@ def convert(
     backend: Backend | str = Backend.AUTO,
     dynamic_shapes: Any = None,
     fuse_decomposed: bool = False,
+    fuse_add: bool = False,
     **options,
 ) -> Model:
     """Converts a module to a .tflite with the signature `serving_default`.
@@ -192,6 +204,8 @@ def convert(
       dynamic_shapes: As `torch.export.export` takes it; None for static shapes.
       fuse_decomposed: Whether RMSNorm that is written out in the graph, like
         torch.nn.RMSNorm, becomes our operator, too.
+      fuse_add: Whether a residual addition and the norm of the sum become one
+        operator, `ai_edge_torch.add_rms_norm`.
       **options: Passed to `litert_torch.Converter.convert`, for example quant_config,
         or to `tensorflow_backend.convert`.
 
@@ -212,5 +226,6 @@ def convert(
         encoding=encoding,
         backend=backend,
         fuse_decomposed=fuse_decomposed,
+        fuse_add=fuse_add,
         **options,
     )

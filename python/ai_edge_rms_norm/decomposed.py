@@ -9,16 +9,19 @@ the factors,
 with pow(x, 2), x * x or square; rsqrt, pow(·, -0.5), or sqrt with a division or a
 reciprocal; casts between floating types anywhere; and factors of shape [hidden size],
 also computed ones like 1 + w. Several such factors become one weight.
+
+A second pass joins a residual addition with the norm behind it.
 """
 
 import numbers
+import operator
 
 import torch
 from torch.fx import Graph, Node
 
 import ai_edge_rms_norm.op  # noqa: F401  Defines the operators.
 
-__all__ = ["fuse_decomposed"]
+__all__ = ["fuse_add", "fuse_decomposed"]
 
 _ATEN = torch.ops.aten
 _CASTS = (_ATEN._to_copy.default,)
@@ -243,6 +246,71 @@ def fuse_decomposed(program: torch.export.ExportedProgram) -> int:
         count += 1
     if count:
         graph.eliminate_dead_code()
+        graph.lint()
+        program.graph_module.recompile()
+    return count
+
+
+def _joined_before(graph: Graph, add: Node, norm: Node) -> Node | None:
+    """Returns the node before which both can be computed; None if there is none."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    weight = norm.args[1]
+    if weight is None or order[weight] < order[add]:
+        return add
+    if all(order[user] >= order[norm] for user in add.users):
+        return norm
+    return None
+
+
+def fuse_add(program: torch.export.ExportedProgram) -> int:
+    """Joins x + residual with the norm of the sum, in place.
+
+    The sum stays available to whatever else uses it. Additions that broadcast, promote
+    a dtype or scale are left alone; of two norms of one sum, the first is joined.
+
+    Args:
+      program: An exported program at ATen level, with our operators.
+
+    Returns:
+      The number of additions that were joined.
+    """
+    graph = program.graph_module.graph
+    ops = torch.ops.ai_edge_torch
+    count = 0
+    for norm in list(graph.nodes):
+        if norm.target != ops.custom_rms_norm.default:
+            continue
+        add = norm.args[0]
+        if add.target != _ATEN.add.Tensor or add.kwargs:
+            continue
+        if any(
+            _value(term) is None
+            or _shape(term) != _shape(add)
+            or _value(term).dtype != _value(add).dtype
+            for term in add.args
+        ):
+            continue
+        place = _joined_before(graph, add, norm)
+        if place is None:
+            continue
+        with graph.inserting_before(place):
+            both = graph.call_function(
+                ops.custom_add_rms_norm.default,
+                (*add.args, *norm.args[1:]),
+                norm.kwargs,
+            )
+            both.meta = {**norm.meta, "val": (_value(add), _value(norm))}
+            results = [
+                graph.call_function(operator.getitem, (both, i)) for i in range(2)
+            ]
+        for old, new in zip((add, norm), results, strict=True):
+            new.meta = dict(old.meta)
+        for old, new in zip((norm, add), results[::-1], strict=True):
+            old.replace_all_uses_with(new)
+            program.graph_signature.replace_all_uses(old.name, new.name)
+            graph.erase_node(old)
+        count += 1
+    if count:
         graph.lint()
         program.graph_module.recompile()
     return count
