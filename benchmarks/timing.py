@@ -10,10 +10,6 @@ from importlib import metadata
 
 __all__ = ["Timing", "interleaved", "machine"]
 
-# After this long the threads of the callable before no longer spin for work.
-_PAUSE_SECONDS = 10e-3
-_SAMPLE_SECONDS = 2e-3
-
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -32,7 +28,7 @@ class Timing:
     ratio: float
 
 
-def _calls_per_sample(run: Callable[[], object]) -> int:
+def _calls_per_sample(run: Callable[[], object], seconds: float) -> int:
     run()  # The first call may compile.
     calls = 1
     while True:
@@ -40,32 +36,40 @@ def _calls_per_sample(run: Callable[[], object]) -> int:
         for _ in range(calls):
             run()
         elapsed = time.perf_counter() - start
-        if elapsed >= _SAMPLE_SECONDS / 4:
-            return max(1, round(calls * _SAMPLE_SECONDS / elapsed))
+        if elapsed >= seconds / 4:
+            return max(1, round(calls * seconds / elapsed))
         calls *= 4
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], baseline: str, rounds: int
+    runs: Mapping[str, Callable[[], object]],
+    baseline: str,
+    rounds: int,
+    *,
+    sample: float = 2e-3,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Times every callable once per round, so that all see the same machine.
 
     Args:
       runs: What to call, by name.
       baseline: The name that ratios refer to.
-      rounds: Number of rounds, at least 3. A sample is repeated calls of about 2 ms.
+      rounds: Number of rounds, at least 3.
+      sample: Seconds that the repeated calls of one sample take, about.
+      pause: Seconds to wait before each sample, for threads that still spin for work
+        of the callable before.
 
     Raises:
       ValueError: `rounds` is too small for quartiles.
     """
     if rounds < 3:
         raise ValueError(f"rounds must be at least 3, got {rounds}")
-    calls = {name: _calls_per_sample(run) for name, run in runs.items()}
+    calls = {name: _calls_per_sample(run, sample) for name, run in runs.items()}
     samples = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             count = calls[name]
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(pause)
             for _ in range(count // 8 + 1):
                 run()
             start = time.perf_counter()

@@ -1,8 +1,6 @@
 // Chooses the kernels for this CPU and splits rows over threads.
 #include "kernels/rms_norm/rms_norm.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdio>
@@ -25,22 +23,13 @@ constexpr std::size_t kTasksPerThread = 4;
 // Outputs of at least this size are written past the caches. Measured with a
 // consumer that reads the output afterwards: with 32 MiB of last-level cache,
 // shared with others, that loses at 4.5 MiB and wins at 8 MiB; with 260 MiB it
-// loses at 16 MiB and wins at 32 MiB. Bounded, since what the system says about
-// its cache is often wrong in virtual machines.
-std::size_t MinStreamedBytes() {
-  constexpr std::size_t kMiB = std::size_t{1} << 20;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-  const long cache = 0;
-#endif
-  return std::clamp(cache > 0 ? static_cast<std::size_t>(cache) / 4 : 0,
-                    8 * kMiB, 32 * kMiB);
-}
+// wins at 8 MiB where y is not in the cache, as between the other operators of
+// a model, and loses in a loop that does nothing else. A constant, since what
+// the system says about the size of its cache is wrong in virtual machines.
+constexpr std::size_t kMinStreamedBytes = std::size_t{8} << 20;
 
 struct Dispatch {
   const char* variant;
-  std::size_t min_streamed_bytes;
   Kernel kernels[2][3];  // by Op and ElementType
 };
 
@@ -68,7 +57,7 @@ const char* ChooseVariant() {
 
 const Dispatch& GetDispatch() {
   static const Dispatch dispatch = [] {
-    Dispatch d = {ChooseVariant(), MinStreamedBytes(), {}};
+    Dispatch d = {ChooseVariant(), {}};
     for (const KernelInfo& info : AllKernels()) {
       if (std::strcmp(info.isa, d.variant) == 0) {
         d.kernels[static_cast<int>(info.op)][static_cast<int>(info.type)] =
@@ -116,9 +105,9 @@ RMS_NORM_INLINE void Run(Op op, const RmsNormParams& params, const void* x,
                          const void* residual, const void* weight, void* sum,
                          void* y, ThreadPool* pool) {
   if (params.rows == 0 || params.hidden_size == 0) return;
-  const Dispatch& dispatch = GetDispatch();
   const Kernel kernel =
-      dispatch.kernels[static_cast<int>(op)][static_cast<int>(params.type)];
+      GetDispatch()
+          .kernels[static_cast<int>(op)][static_cast<int>(params.type)];
   const std::size_t row_bytes = params.hidden_size * SizeOf(params.type);
   const std::size_t y_bytes = params.rows * row_bytes;
   const KernelArgs args = {params.rows,
@@ -130,7 +119,7 @@ RMS_NORM_INLINE void Run(Op op, const RmsNormParams& params, const void* x,
                            params.weight_type,
                            sum,
                            y,
-                           y_bytes >= dispatch.min_streamed_bytes};
+                           y_bytes >= kMinStreamedBytes};
   if (pool != nullptr && params.rows > 1 && pool->num_threads() > 1) {
     const std::size_t bytes = y_bytes * (op == Op::kRmsNorm ? 2 : 4);
     const std::size_t tasks = std::min({params.rows, bytes / kMinBytesPerTask,
