@@ -23,6 +23,10 @@ app = typer.Typer(
 )
 
 _Model = Annotated[pathlib.Path, typer.Argument(help="A .tflite.")]
+_Output = Annotated[pathlib.Path, typer.Argument(help="The .tflite to write.")]
+_Encoding = Annotated[
+    encoding.Encoding, typer.Option("--encoding", help="The encoding to write.")
+]
 
 
 @app.command()
@@ -53,10 +57,8 @@ def inspect(model: _Model) -> None:
 @app.command()
 def translate(
     model: _Model,
-    output: Annotated[pathlib.Path, typer.Argument(help="The .tflite to write.")],
-    to: Annotated[
-        encoding.Encoding, typer.Option("--encoding", help="The encoding to write.")
-    ] = encoding.Encoding.CUSTOM,
+    output: _Output,
+    to: _Encoding = encoding.Encoding.CUSTOM,
 ) -> None:
     """Write a model with its rms_norm operators in another encoding."""
     content = flatbuffer.load(model)
@@ -68,10 +70,8 @@ def translate(
 @app.command()
 def fuse(
     model: _Model,
-    output: Annotated[pathlib.Path, typer.Argument(help="The .tflite to write.")],
-    to: Annotated[
-        encoding.Encoding, typer.Option("--encoding", help="The encoding to write.")
-    ] = encoding.Encoding.CUSTOM,
+    output: _Output,
+    to: _Encoding = encoding.Encoding.CUSTOM,
 ) -> None:
     """Write a model with every RMSNorm in it as one operator."""
     content = flatbuffer.load(model)
