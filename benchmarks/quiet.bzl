@@ -1,0 +1,8 @@
+"""The environment of programs that print tables."""
+
+# What the converter prints would bury them.
+QUIET = {
+    "LITERT_TORCH_SHOW_PROGRESS": "n",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "TF_CPP_MIN_LOG_LEVEL": "1",
+}
