@@ -97,18 +97,19 @@ struct ThreadPool::State {
   std::vector<TaskQueue> queues;  // one per thread, the caller's first
 
   // The job: written by the caller before it fills the queues, read by whoever
-  // took a task.
-  void (*task)(void*, std::size_t, std::size_t) = nullptr;
+  // took a task. Beside the epoch, so that the cache line that tells a worker
+  // of a job brings it along.
+  alignas(64) void (*task)(void*, std::size_t, std::size_t) = nullptr;
   void* context = nullptr;
   std::size_t count = 0;
   std::uint32_t num_tasks = 0;
-  alignas(64) std::atomic<std::uint32_t> tasks_left{0};
-
   // Incremented for every job and on destruction; the futex that workers sleep
   // on. There is no mutex: one that a fork found locked would stay so.
-  alignas(64) std::atomic<std::uint32_t> epoch{0};
-  std::atomic<int> sleepers{0};
+  std::atomic<std::uint32_t> epoch{0};
   std::atomic<bool> stop{false};
+
+  alignas(64) std::atomic<std::uint32_t> tasks_left{0};
+  alignas(64) std::atomic<int> sleepers{0};
 
   std::atomic<bool> busy{false};
   unsigned forks = 0;  // ForkCount() when the workers were started
@@ -131,11 +132,13 @@ void ThreadPool::State::WorkOn(int index) {
   for (int k = 0; k < num_threads; ++k) {
     TaskQueue& queue = queues[(index + k) % num_threads];
     std::uint32_t t;
-    while (queue.Take(k == 0, &t)) {
+    std::uint32_t done = 0;
+    for (; queue.Take(k == 0, &t); ++done) {
       const std::uint64_t n = num_tasks;
       task(context, count * t / n, count * (t + 1) / n);
-      tasks_left.fetch_sub(1, std::memory_order_release);
     }
+    // Once for a queue: every thread writes this.
+    if (done != 0) tasks_left.fetch_sub(done, std::memory_order_release);
   }
 }
 
