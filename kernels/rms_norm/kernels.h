@@ -2,30 +2,26 @@
 #ifndef KERNELS_RMS_NORM_KERNELS_H_
 #define KERNELS_RMS_NORM_KERNELS_H_
 
-#include <cstddef>
-
 #include "kernels/rms_norm/rms_norm.h"
 
 namespace ai_edge_rms_norm {
 
-// Arguments as in rms_norm.h. residual and sum are used by add_rms_norm only.
-struct KernelArgs {
-  std::size_t rows;
-  double epsilon;
-  std::size_t hidden_size;
-  const void* x;
+// What add_rms_norm adds to x, and where it stores the sum.
+struct ResidualSum {
   const void* residual;
-  const void* weight;
-  ElementType weight_type;
   void* sum;
-  void* y;
-  bool stream;  // Write y past the caches where the kernel can.
 };
 
-using Kernel = void (*)(const KernelArgs& args);
+// Normalizes params.rows > 0 rows on the calling thread. Arguments as in
+// rms_norm.h; residual is nullptr for rms_norm. stream: write y past the caches
+// where the kernel can. No more arguments than fit into registers, so that a
+// row of a small model need not wait for them to pass through memory.
+using KernelFunction = void(const RmsNormParams& params, const void* x,
+                            const void* weight, void* y,
+                            const ResidualSum* residual, bool stream);
+using Kernel = KernelFunction*;
 
-#define RMS_NORM_KERNEL(op, type, isa) \
-  void op##_##type##_##isa(const KernelArgs& args);
+#define RMS_NORM_KERNEL(op, type, isa) KernelFunction op##_##type##_##isa;
 #include "kernels/rms_norm/kernels.inc"
 #undef RMS_NORM_KERNEL
 

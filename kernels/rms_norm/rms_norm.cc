@@ -2,6 +2,7 @@
 #include "kernels/rms_norm/rms_norm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -28,11 +29,6 @@ constexpr std::size_t kTasksPerThread = 4;
 // the system says about the size of its cache is wrong in virtual machines.
 constexpr std::size_t kMinStreamedBytes = std::size_t{8} << 20;
 
-struct Dispatch {
-  const char* variant;
-  Kernel kernels[2][3];  // by Op and ElementType
-};
-
 const char* ChooseVariant() {
   const char* best = nullptr;
   const char* wanted = std::getenv("AI_EDGE_RMS_NORM_VARIANT");
@@ -55,18 +51,42 @@ const char* ChooseVariant() {
   return best;
 }
 
-const Dispatch& GetDispatch() {
-  static const Dispatch dispatch = [] {
-    Dispatch d = {ChooseVariant(), {}};
-    for (const KernelInfo& info : AllKernels()) {
-      if (std::strcmp(info.isa, d.variant) == 0) {
-        d.kernels[static_cast<int>(info.op)][static_cast<int>(info.type)] =
-            info.kernel;
-      }
-    }
-    return d;
-  }();
-  return dispatch;
+const char* Variant() {
+  static const char* const variant = ChooseVariant();
+  return variant;
+}
+
+template <Op op, ElementType type>
+void Resolve(const RmsNormParams& params, const void* x, const void* weight,
+             void* y, const ResidualSum* residual, bool stream);
+
+// By Op and ElementType. Each entry replaces itself when it is called first:
+// no later call pays for asking whether the variant has been chosen.
+std::atomic<Kernel> kernels[2][3] = {
+    {Resolve<Op::kRmsNorm, ElementType::kFloat32>,
+     Resolve<Op::kRmsNorm, ElementType::kFloat16>,
+     Resolve<Op::kRmsNorm, ElementType::kBFloat16>},
+    {Resolve<Op::kAddRmsNorm, ElementType::kFloat32>,
+     Resolve<Op::kAddRmsNorm, ElementType::kFloat16>,
+     Resolve<Op::kAddRmsNorm, ElementType::kBFloat16>},
+};
+
+std::atomic<Kernel>& KernelOf(Op op, ElementType type) {
+  return kernels[static_cast<int>(op)][static_cast<int>(type)];
+}
+
+template <Op op, ElementType type>
+void Resolve(const RmsNormParams& params, const void* x, const void* weight,
+             void* y, const ResidualSum* residual, bool stream) {
+  const KernelTable table = AllKernels();
+  const KernelInfo* info =
+      std::find_if(table.begin(), table.end(), [](const KernelInfo& info) {
+        return info.op == op && info.type == type &&
+               std::strcmp(info.isa, Variant()) == 0;
+      });
+  // Whoever sees the new value needs nothing else that was written before.
+  KernelOf(op, type).store(info->kernel, std::memory_order_relaxed);
+  info->kernel(params, x, weight, y, residual, stream);
 }
 
 std::size_t SizeOf(ElementType type) {
@@ -74,77 +94,81 @@ std::size_t SizeOf(ElementType type) {
 }
 
 const void* Offset(const void* pointer, std::size_t bytes) {
-  return pointer == nullptr ? nullptr
-                            : static_cast<const char*>(pointer) + bytes;
+  return static_cast<const char*>(pointer) + bytes;
 }
 
 void* Offset(void* pointer, std::size_t bytes) {
-  return pointer == nullptr ? nullptr : static_cast<char*>(pointer) + bytes;
+  return static_cast<char*>(pointer) + bytes;
 }
 
 struct Job {
   Kernel kernel;
-  const KernelArgs* args;
-  std::size_t row_bytes;
+  const RmsNormParams& params;
+  const void* x;
+  const void* weight;
+  void* y;
+  const ResidualSum* residual;
+  bool stream;
 };
 
-void RunRows(void* context, std::size_t begin, std::size_t end) {
+void RunTask(void* context, std::size_t begin, std::size_t end) {
   const Job& job = *static_cast<const Job*>(context);
-  KernelArgs args = *job.args;
-  const std::size_t offset = begin * job.row_bytes;
-  args.rows = end - begin;
-  args.x = Offset(args.x, offset);
-  args.residual = Offset(args.residual, offset);
-  args.sum = Offset(args.sum, offset);
-  args.y = Offset(args.y, offset);
-  job.kernel(args);
+  RmsNormParams params = job.params;
+  params.rows = end - begin;
+  const std::size_t offset = begin * params.hidden_size * SizeOf(params.type);
+  ResidualSum residual = {};
+  if (job.residual != nullptr) {
+    residual = {Offset(job.residual->residual, offset),
+                Offset(job.residual->sum, offset)};
+  }
+  job.kernel(params, Offset(job.x, offset), job.weight, Offset(job.y, offset),
+             &residual, job.stream);
 }
 
-// Inlined into its two callers: a row of a small model takes 60 ns.
-RMS_NORM_INLINE void Run(Op op, const RmsNormParams& params, const void* x,
-                         const void* residual, const void* weight, void* sum,
-                         void* y, ThreadPool* pool) {
-  if (params.rows == 0 || params.hidden_size == 0) return;
-  const Kernel kernel =
-      GetDispatch()
-          .kernels[static_cast<int>(op)][static_cast<int>(params.type)];
-  const std::size_t row_bytes = params.hidden_size * SizeOf(params.type);
-  const std::size_t y_bytes = params.rows * row_bytes;
-  const KernelArgs args = {params.rows,
-                           params.epsilon,
-                           params.hidden_size,
-                           x,
-                           residual,
-                           weight,
-                           params.weight_type,
-                           sum,
-                           y,
-                           y_bytes >= kMinStreamedBytes};
-  if (pool != nullptr && params.rows > 1 && pool->num_threads() > 1) {
-    const std::size_t bytes = y_bytes * (op == Op::kRmsNorm ? 2 : 4);
+void RunRows(Kernel kernel, const RmsNormParams& params, const void* x,
+             const void* weight, void* y, const ResidualSum* residual,
+             ThreadPool* pool) {
+  const std::size_t y_bytes =
+      params.rows * params.hidden_size * SizeOf(params.type);
+  const bool stream = y_bytes >= kMinStreamedBytes;
+  if (pool != nullptr && pool->num_threads() > 1) {
+    const std::size_t bytes = y_bytes * (residual == nullptr ? 2 : 4);
     const std::size_t tasks = std::min({params.rows, bytes / kMinBytesPerTask,
                                         kTasksPerThread * pool->num_threads()});
     if (tasks > 1) {
-      Job job = {kernel, &args, row_bytes};
-      return pool->ParallelFor(params.rows, tasks, RunRows, &job);
+      Job job = {kernel, params, x, weight, y, residual, stream};
+      return pool->ParallelFor(params.rows, tasks, RunTask, &job);
     }
   }
-  kernel(args);
+  kernel(params, x, weight, y, residual, stream);
+}
+
+// Inlined into its two callers, with nothing between a single row and its
+// kernel: a row of a small model takes 30 ns.
+RMS_NORM_INLINE void Run(Op op, const RmsNormParams& params, const void* x,
+                         const void* weight, void* y,
+                         const ResidualSum* residual, ThreadPool* pool) {
+  if (params.rows == 0 || params.hidden_size == 0) return;
+  const Kernel kernel =
+      KernelOf(op, params.type).load(std::memory_order_relaxed);
+  if (params.rows == 1) return kernel(params, x, weight, y, residual, false);
+  RunRows(kernel, params, x, weight, y, residual, pool);
 }
 
 }  // namespace
 
 void RmsNorm(const RmsNormParams& params, const void* x, const void* weight,
              void* y, ThreadPool* pool) {
-  Run(Op::kRmsNorm, params, x, nullptr, weight, nullptr, y, pool);
+  Run(Op::kRmsNorm, params, x, weight, y, nullptr, pool);
 }
 
 void AddRmsNorm(const RmsNormParams& params, const void* x,
                 const void* residual, const void* weight, void* sum, void* y,
                 ThreadPool* pool) {
-  Run(Op::kAddRmsNorm, params, x, residual, weight, sum, y, pool);
+  const ResidualSum residual_sum = {residual, sum};
+  Run(Op::kAddRmsNorm, params, x, weight, y, &residual_sum, pool);
 }
 
-const char* RmsNormVariant() { return GetDispatch().variant; }
+const char* RmsNormVariant() { return Variant(); }
 
 }  // namespace ai_edge_rms_norm

@@ -58,19 +58,13 @@ void RunKernel(benchmark::State& state, const KernelInfo& info) {
   const Memory y = Ones(info.type, rows * n);
   const Memory weight = Ones(ElementType::kFloat32, n);
   const std::size_t element = info.type == ElementType::kFloat32 ? 4 : 2;
-  const ai_edge_rms_norm::KernelArgs args = {
-      rows,
-      1e-6,
-      n,
-      x.get(),
-      residual.get(),
-      weight.get(),
-      ElementType::kFloat32,
-      sum.get(),
-      y.get(),
-      /*stream=*/rows * n * element >= (std::size_t{8} << 20)};
+  const ai_edge_rms_norm::RmsNormParams params = {rows, n, 1e-6, info.type,
+                                                  ElementType::kFloat32};
+  const ai_edge_rms_norm::ResidualSum residual_sum = {residual.get(),
+                                                      sum.get()};
+  const bool stream = rows * n * element >= (std::size_t{8} << 20);
   for (auto _ : state) {
-    info.kernel(args);
+    info.kernel(params, x.get(), weight.get(), y.get(), &residual_sum, stream);
     benchmark::ClobberMemory();
   }
   state.SetBytesProcessed(static_cast<std::int64_t>(

@@ -25,6 +25,9 @@ struct Generic {
   static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
     return Add(Mul(a, b), c);
   }
+  static RMS_NORM_INLINE double MulAdd(double a, double b, double c) {
+    return a * b + c;
+  }
   static RMS_NORM_INLINE float ReduceAdd(Vec a) {
     return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]);
   }

@@ -21,6 +21,9 @@ struct Neon {
   static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
     return vfmaq_f32(c, a, b);
   }
+  static RMS_NORM_INLINE double MulAdd(double a, double b, double c) {
+    return __builtin_fma(a, b, c);
+  }
   static RMS_NORM_INLINE float ReduceAdd(Vec v) { return vaddvq_f32(v); }
 
   static RMS_NORM_INLINE Vec Load(const float* p) { return vld1q_f32(p); }

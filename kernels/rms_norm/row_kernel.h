@@ -9,6 +9,9 @@
 //   Zero(), Set(float)
 //   Add(a, b), Mul(a, b), MulAdd(a, b, c) = a * b + c
 //   ReduceAdd(v)               sum of the lanes, added pairwise
+//   MulAdd(double, double, double)
+//                              the same in float64, fused where that is one
+//                              instruction
 //   ReciprocalSqrt(double)     1 / sqrt(a), correct but for one rounding to
 //                              float32 and far less than that in float64
 //   Scaler<T>                  the class whose vectors scale rows of T
@@ -40,13 +43,20 @@ struct NoWeight {};
 template <class Simd, class T, class Weight, bool kAddResidual, bool kStream>
 class RowKernel {
  public:
-  static RMS_NORM_INLINE void Run(const KernelArgs& args) {
-    const Schedule schedule = ChooseSchedule(args.rows, args.hidden_size);
-    if (schedule == Schedule::kRowByRow) {
-      RunRowByRow(args);
-    } else {
-      RunOneRowAhead(args, schedule == Schedule::kLead);
+  // A row that is one block has a function of its own, in which nothing needs a
+  // register of the caller's. What is saved on the stack has to be read back
+  // from behind the stores of y, and until then the caller cannot go on: a
+  // quarter of the time of a row of 640 elements.
+  static __attribute__((noinline)) void Run(const RmsNormParams& params,
+                                            const void* x, const void* weight,
+                                            void* y,
+                                            const ResidualSum* residual) {
+    if (params.rows != 1 || params.hidden_size > kBlock) {
+      return RunRows(params, x, weight, y, residual);
     }
+    RunRow(params, 1.0 / static_cast<double>(params.hidden_size),
+           FirstSource(x, residual), FirstTarget(weight, y));
+    if constexpr (kStream) Simd::StreamFence();
   }
 
  private:
@@ -55,9 +65,9 @@ class RowKernel {
   using Out = typename Simd::template Scaler<T>;
 
   static constexpr std::size_t kStep = Simd::kLanes * Simd::kAccumulators;
-  // float32 sums are carried over at most this many elements (16 per lane) and
+  // float32 sums are carried over at most this many elements (32 per lane) and
   // then added in float64, so that the error does not grow with hidden_size.
-  static constexpr std::size_t kBlock = 16 * kStep;
+  static constexpr std::size_t kBlock = 32 * kStep;
   // How much of the next row is summed at a time.
   static constexpr std::size_t kChunk = 256;
   static_assert(kChunk % kStep == 0 && kBlock % kChunk == 0,
@@ -109,66 +119,92 @@ class RowKernel {
     return Schedule::kRowByRow;
   }
 
-  static RMS_NORM_INLINE Source FirstSource(const KernelArgs& args) {
+  static RMS_NORM_INLINE Source FirstSource(const void* x,
+                                            const ResidualSum* residual) {
     if constexpr (kAddResidual) {
-      return {static_cast<const T*>(args.x),
-              static_cast<const T*>(args.residual), static_cast<T*>(args.sum)};
+      return {static_cast<const T*>(x),
+              static_cast<const T*>(residual->residual),
+              static_cast<T*>(residual->sum)};
     } else {
-      return {static_cast<const T*>(args.x), nullptr, nullptr};
+      return {static_cast<const T*>(x), nullptr, nullptr};
     }
   }
 
-  static RMS_NORM_INLINE Target FirstTarget(const KernelArgs& args) {
-    return {nullptr, static_cast<const Weight*>(args.weight),
-            static_cast<T*>(args.y), 0.0f};
+  static RMS_NORM_INLINE Target FirstTarget(const void* weight, void* y) {
+    return {nullptr, static_cast<const Weight*>(weight), static_cast<T*>(y),
+            0.0f};
   }
 
-  static __attribute__((noinline)) void ScaleExceptional(const KernelArgs& args,
-                                                         const T* row, T* y) {
-    NormalizeExceptionalRow(kElementType<T>, args.hidden_size, args.epsilon,
-                            row, args.weight, args.weight_type, y);
+  static __attribute__((noinline)) void ScaleExceptional(
+      const RmsNormParams& params, const T* row, const Weight* weight, T* y) {
+    NormalizeExceptionalRow(kElementType<T>, params.hidden_size, params.epsilon,
+                            row, weight, params.weight_type, y);
   }
 
-  static RMS_NORM_INLINE void RunRowByRow(const KernelArgs& args) {
-    const std::size_t n = args.hidden_size;
+  static RMS_NORM_INLINE void RunRow(const RmsNormParams& params,
+                                     double reciprocal_n, const Source& source,
+                                     Target target) {
+    const std::size_t n = params.hidden_size;
+    const double mean_plus_epsilon =
+        Simd::MulAdd(Sum(source, n), reciprocal_n, params.epsilon);
+    target.row = kAddResidual ? source.sum : source.x;
+    if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
+      ScaleExceptional(params, target.row, target.weight, target.y);
+    } else {
+      target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
+      Scale(target, n);
+    }
+  }
+
+  static __attribute__((noinline)) void RunRows(const RmsNormParams& params,
+                                                const void* x,
+                                                const void* weight, void* y,
+                                                const ResidualSum* residual) {
+    const Source source = FirstSource(x, residual);
+    const Target target = FirstTarget(weight, y);
+    switch (ChooseSchedule(params.rows, params.hidden_size)) {
+      case Schedule::kRowByRow:
+        RunRowByRow(params, source, target);
+        break;
+      case Schedule::kLead:
+        RunOneRowAhead(params, source, target, params.hidden_size);
+        break;
+      case Schedule::kInterleave:
+        RunOneRowAhead(params, source, target, kChunk);
+        break;
+    }
+    if constexpr (kStream) Simd::StreamFence();
+  }
+
+  static RMS_NORM_INLINE void RunRowByRow(const RmsNormParams& params,
+                                          Source source, Target target) {
+    const std::size_t n = params.hidden_size;
     const double reciprocal_n = 1.0 / static_cast<double>(n);
-    Source source = FirstSource(args);
-    Target target = FirstTarget(args);
-    for (std::size_t r = 0; r < args.rows; ++r) {
-      const double mean_plus_epsilon =
-          Sum(source, n) * reciprocal_n + args.epsilon;
-      target.row = kAddResidual ? source.sum : source.x;
-      if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
-        ScaleExceptional(args, target.row, target.y);
-      } else {
-        target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
-        Scale(target, n);
-      }
+    for (std::size_t r = 0; r < params.rows; ++r) {
+      RunRow(params, reciprocal_n, source, target);
       source.Advance(n);
       target.y += n;
     }
   }
 
-  static RMS_NORM_INLINE void RunOneRowAhead(const KernelArgs& args,
-                                             bool lead) {
-    const std::size_t n = args.hidden_size;
+  static RMS_NORM_INLINE void RunOneRowAhead(const RmsNormParams& params,
+                                             Source source, Target target,
+                                             std::size_t scale_step) {
+    const std::size_t n = params.hidden_size;
     const double reciprocal_n = 1.0 / static_cast<double>(n);
-    Source source = FirstSource(args);
-    Target target = FirstTarget(args);
     double sum_of_squares = SumOutlined(source, n);
-    for (std::size_t r = 1; r <= args.rows; ++r) {
+    for (std::size_t r = 1; r <= params.rows; ++r) {
       const double mean_plus_epsilon =
-          sum_of_squares * reciprocal_n + args.epsilon;
+          Simd::MulAdd(sum_of_squares, reciprocal_n, params.epsilon);
       target.row = kAddResidual ? source.sum : source.x;
       source.Advance(n);
       if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
-        ScaleExceptional(args, target.row, target.y);
-        if (r < args.rows) sum_of_squares = SumOutlined(source, n);
+        ScaleExceptional(params, target.row, target.weight, target.y);
+        if (r < params.rows) sum_of_squares = SumOutlined(source, n);
       } else {
         target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
-        if (r < args.rows) {
-          sum_of_squares =
-              SumAndScale<true>(source, target, n, kChunk, lead ? n : kChunk);
+        if (r < params.rows) {
+          sum_of_squares = SumAndScale(source, target, n, scale_step);
         } else {
           Scale(target, n);
         }
@@ -220,21 +256,26 @@ class RowKernel {
   static RMS_NORM_INLINE void AccumulateTail(const Source& source,
                                              std::size_t begin, std::size_t end,
                                              Sums& sums) {
-    std::size_t i = begin;
+    const std::size_t count = end - begin;
 #pragma GCC unroll 8
-    for (int k = 0; k < Simd::kAccumulators; ++k) {
-      if (i + Simd::kLanes > end) break;
-      const Vec v = LoadSource(source, i);
+    for (std::size_t k = 0; k < Simd::kAccumulators; ++k) {
+      if (count < (k + 1) * Simd::kLanes) break;
+      const Vec v = LoadSource(source, begin + k * Simd::kLanes);
       sums[k] = Simd::MulAdd(v, v, sums[k]);
-      i += Simd::kLanes;
     }
-    if (i < end) {
-      const Vec v = LoadSourcePartial(source, i, end - i);
+    const std::size_t rest = count % Simd::kLanes;
+    if (rest != 0) {
+      const Vec v = LoadSourcePartial(source, end - rest, rest);
       sums[0] = Simd::MulAdd(v, v, sums[0]);
     }
   }
 
-  static RMS_NORM_INLINE double Reduce(Sums& sums) {
+  static RMS_NORM_INLINE void Clear(Sums& sums) {
+#pragma GCC unroll 8
+    for (Vec& sum : sums) sum = Simd::Zero();
+  }
+
+  static RMS_NORM_INLINE float Reduce(Sums& sums) {
     static_assert(Simd::kAccumulators == 4 || Simd::kAccumulators == 8);
     if constexpr (Simd::kAccumulators == 8) {
 #pragma GCC unroll 4
@@ -242,6 +283,29 @@ class RowKernel {
     }
     return Simd::ReduceAdd(
         Simd::Add(Simd::Add(sums[0], sums[2]), Simd::Add(sums[1], sums[3])));
+  }
+
+  static RMS_NORM_INLINE float SumBlock(const Source& source, std::size_t begin,
+                                        std::size_t end) {
+    const std::size_t steps_end = end - (end - begin) % kStep;
+    Sums sums;
+    Clear(sums);
+    AccumulateSteps(source, begin, steps_end, sums);
+    AccumulateTail(source, steps_end, end, sums);
+    return Reduce(sums);
+  }
+
+  static RMS_NORM_INLINE double Sum(const Source& source, std::size_t n) {
+    double total = SumBlock(source, 0, Min(n, kBlock));
+    for (std::size_t begin = kBlock; begin < n; begin += kBlock) {
+      total += SumBlock(source, begin, Min(begin + kBlock, n));
+    }
+    return total;
+  }
+
+  static __attribute__((noinline)) double SumOutlined(Source source,
+                                                      std::size_t n) {
+    return Sum(source, n);
   }
 
   // y = (x * scale) * weight, not x * (scale * weight): the latter product can
@@ -293,46 +357,32 @@ class RowKernel {
     ScaleTail(target, steps, n);
   }
 
-  // Sums the squares of source and, when kScale, scales scale_step elements of
-  // target after every chunk of source until all of target is scaled.
-  template <bool kScale>
+  // Sums the squares of source and scales scale_step elements of target after
+  // every chunk of source until all of target is scaled.
   static RMS_NORM_INLINE double SumAndScale(const Source& source,
                                             const Target& target, std::size_t n,
-                                            std::size_t chunk,
                                             std::size_t scale_step) {
-    const std::size_t steps = n - n % kStep;
-    std::size_t begin = 0;
+    const std::size_t steps_end = n - n % kStep;
     std::size_t scaled = 0;
     double total = 0.0;
-    do {
-      const std::size_t block_end = Min(begin + kBlock, steps);
+    for (std::size_t begin = 0; begin < n; begin += kBlock) {
+      const std::size_t end = Min(begin + kBlock, n);
+      const std::size_t sum_end = Min(end, steps_end);
       Sums sums;
-#pragma GCC unroll 8
-      for (Vec& sum : sums) sum = Simd::Zero();
-      while (begin < block_end) {
-        const std::size_t end = Min(begin + chunk, block_end);
-        AccumulateSteps(source, begin, end, sums);
-        begin = end;
-        if (kScale && scaled < steps) {
-          const std::size_t scale_end = Min(scaled + scale_step, steps);
+      Clear(sums);
+      for (std::size_t chunk = begin; chunk < sum_end; chunk += kChunk) {
+        AccumulateSteps(source, chunk, Min(chunk + kChunk, sum_end), sums);
+        if (scaled < steps_end) {
+          const std::size_t scale_end = Min(scaled + scale_step, steps_end);
           ScaleSteps(target, scaled, scale_end);
           scaled = scale_end;
         }
       }
-      if (begin == steps) AccumulateTail(source, steps, n, sums);
+      AccumulateTail(source, sum_end, end, sums);
       total += Reduce(sums);
-    } while (begin < steps);
-    if constexpr (kScale) ScaleTail(target, steps, n);
+    }
+    ScaleTail(target, steps_end, n);
     return total;
-  }
-
-  static RMS_NORM_INLINE double Sum(const Source& source, std::size_t n) {
-    return SumAndScale<false>(source, Target{}, n, kBlock, 0);
-  }
-
-  static __attribute__((noinline)) double SumOutlined(Source source,
-                                                      std::size_t n) {
-    return Sum(source, n);
   }
 
   static RMS_NORM_INLINE std::size_t Min(std::size_t a, std::size_t b) {
@@ -341,51 +391,54 @@ class RowKernel {
 };
 
 template <class Simd, class T, class Weight, bool kAddResidual>
-RMS_NORM_INLINE void RunKernelStreamed(const KernelArgs& args) {
+RMS_NORM_INLINE void RunKernelStreamed(const RmsNormParams& params,
+                                       const void* x, const void* weight,
+                                       void* y, const ResidualSum* residual,
+                                       bool stream) {
   if constexpr (Simd::kStreamAlignment != 0) {
     constexpr std::size_t kMask = Simd::kStreamAlignment - 1;
-    const bool aligned = ((reinterpret_cast<std::uintptr_t>(args.y) |
-                           args.hidden_size * sizeof(T)) &
-                          kMask) == 0;
-    if (args.stream && aligned) {
-      RowKernel<Simd, T, Weight, kAddResidual, true>::Run(args);
-      return Simd::StreamFence();
+    const std::size_t row_bytes = params.hidden_size * sizeof(T);
+    const auto address = reinterpret_cast<std::uintptr_t>(y);
+    if (stream && ((address | row_bytes) & kMask) == 0) {
+      RowKernel<Simd, T, Weight, kAddResidual, true>::Run(params, x, weight, y,
+                                                          residual);
+      return;
     }
   }
-  RowKernel<Simd, T, Weight, kAddResidual, false>::Run(args);
+  RowKernel<Simd, T, Weight, kAddResidual, false>::Run(params, x, weight, y,
+                                                       residual);
 }
 
 template <class Simd, class T, bool kAddResidual>
-RMS_NORM_INLINE void RunKernel(const KernelArgs& args) {
-  if (args.weight == nullptr) {
-    RunKernelStreamed<Simd, T, NoWeight, kAddResidual>(args);
-  } else if (args.weight_type == ElementType::kFloat32) {
-    RunKernelStreamed<Simd, T, float, kAddResidual>(args);
+RMS_NORM_INLINE void RunKernel(const RmsNormParams& params, const void* x,
+                               const void* weight, void* y,
+                               const ResidualSum* residual, bool stream) {
+  if (weight == nullptr) {
+    RunKernelStreamed<Simd, T, NoWeight, kAddResidual>(params, x, weight, y,
+                                                       residual, stream);
+  } else if (params.weight_type == ElementType::kFloat32) {
+    RunKernelStreamed<Simd, T, float, kAddResidual>(params, x, weight, y,
+                                                    residual, stream);
   } else {
-    RunKernelStreamed<Simd, T, T, kAddResidual>(args);
+    RunKernelStreamed<Simd, T, T, kAddResidual>(params, x, weight, y, residual,
+                                                stream);
   }
 }
 
-// Defines the six kernels of one variant.
-#define RMS_NORM_DEFINE_KERNELS(isa, Simd)               \
-  void rms_norm_f32_##isa(const KernelArgs& args) {      \
-    RunKernel<Simd, float, false>(args);                 \
-  }                                                      \
-  void rms_norm_f16_##isa(const KernelArgs& args) {      \
-    RunKernel<Simd, Float16, false>(args);               \
-  }                                                      \
-  void rms_norm_bf16_##isa(const KernelArgs& args) {     \
-    RunKernel<Simd, BFloat16, false>(args);              \
-  }                                                      \
-  void add_rms_norm_f32_##isa(const KernelArgs& args) {  \
-    RunKernel<Simd, float, true>(args);                  \
-  }                                                      \
-  void add_rms_norm_f16_##isa(const KernelArgs& args) {  \
-    RunKernel<Simd, Float16, true>(args);                \
-  }                                                      \
-  void add_rms_norm_bf16_##isa(const KernelArgs& args) { \
-    RunKernel<Simd, BFloat16, true>(args);               \
+#define RMS_NORM_DEFINE_KERNEL(name, Simd, T, adds)                         \
+  void name(const RmsNormParams& params, const void* x, const void* weight, \
+            void* y, const ResidualSum* residual, bool stream) {            \
+    RunKernel<Simd, T, adds>(params, x, weight, y, residual, stream);       \
   }
+
+// Defines the six kernels of one variant.
+#define RMS_NORM_DEFINE_KERNELS(isa, Simd)                            \
+  RMS_NORM_DEFINE_KERNEL(rms_norm_f32_##isa, Simd, float, false)      \
+  RMS_NORM_DEFINE_KERNEL(rms_norm_f16_##isa, Simd, Float16, false)    \
+  RMS_NORM_DEFINE_KERNEL(rms_norm_bf16_##isa, Simd, BFloat16, false)  \
+  RMS_NORM_DEFINE_KERNEL(add_rms_norm_f32_##isa, Simd, float, true)   \
+  RMS_NORM_DEFINE_KERNEL(add_rms_norm_f16_##isa, Simd, Float16, true) \
+  RMS_NORM_DEFINE_KERNEL(add_rms_norm_bf16_##isa, Simd, BFloat16, true)
 
 }  // namespace ai_edge_rms_norm
 

@@ -32,6 +32,9 @@ struct Avx2 {
   static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
     return _mm256_fmadd_ps(a, b, c);
   }
+  static RMS_NORM_INLINE double MulAdd(double a, double b, double c) {
+    return __builtin_fma(a, b, c);
+  }
   static RMS_NORM_INLINE float ReduceAdd(Vec v) {
     const __m128 v4 =
         _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -32,6 +32,9 @@ struct Avx512 {
   static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
     return _mm512_fmadd_ps(a, b, c);
   }
+  static RMS_NORM_INLINE double MulAdd(double a, double b, double c) {
+    return __builtin_fma(a, b, c);
+  }
   static RMS_NORM_INLINE float ReduceAdd(Vec v) {
     const __m256 v8 =
         _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
