@@ -117,17 +117,22 @@ std::vector<float> Normal(std::size_t count, unsigned seed,
 // How far y may be from the reference: one rounding to the element type, the
 // roundings of the scale and of the two products in float32, and what summing
 // up to 32 squares per lane and then the lanes in float32 may have added. Where
-// the result is subnormal, so may be the product that weight multiplies.
-double Tolerance(ElementType type, std::size_t hidden_size, double expected) {
+// x * weight or x * scale is subnormal, its error is multiplied by the other
+// factor; scales above 2^16 come second.
+double Tolerance(const RmsNormParams& params, double expected) {
   const double float32 = 0x1p-24;
-  const double unit = type == ElementType::kFloat32   ? 0x1p-24
-                      : type == ElementType::kFloat16 ? 0x1p-11
-                                                      : 0x1p-8;
-  const double smallest = type == ElementType::kFloat32   ? 0x1p-149
-                          : type == ElementType::kFloat16 ? 0x1p-24
-                                                          : 0x1p-133;
-  const double sum = std::min<double>(hidden_size, 32.0) / 8.0;
-  return std::abs(expected) * (unit + (3.0 + sum) * float32) + 3.0 * smallest;
+  const double unit = params.type == ElementType::kFloat32   ? 0x1p-24
+                      : params.type == ElementType::kFloat16 ? 0x1p-11
+                                                             : 0x1p-8;
+  const double smallest = params.type == ElementType::kFloat32   ? 0x1p-149
+                          : params.type == ElementType::kFloat16 ? 0x1p-24
+                                                                 : 0x1p-133;
+  const double sum = std::min<double>(params.hidden_size, 32.0) / 8.0;
+  const double largest_scale = 1.0 / std::sqrt(params.epsilon);
+  const double second_factor =
+      largest_scale <= 0x1p16 ? std::max(largest_scale, 1.0) : 1.0;
+  return std::abs(expected) * (unit + (3.0 + sum) * float32) +
+         3.0 * std::max(smallest, 0x1p-149 * second_factor);
 }
 
 // The largest finite value plus half an ulp: what rounds to infinity.
@@ -137,7 +142,7 @@ double Overflow(ElementType type) {
                                          : 0x1.ffp+127;
 }
 
-void ExpectNear(ElementType type, std::size_t hidden_size,
+void ExpectNear(const RmsNormParams& params,
                 const std::vector<double>& expected, const Buffer& actual,
                 const std::string& what) {
   ASSERT_TRUE(actual.GuardsIntact()) << what;
@@ -146,10 +151,10 @@ void ExpectNear(ElementType type, std::size_t hidden_size,
     const double a = actual[i];
     if (std::isnan(e)) {
       ASSERT_TRUE(std::isnan(a)) << what << " element " << i << ": " << a;
-    } else if (std::abs(e) >= Overflow(type)) {
+    } else if (std::abs(e) >= Overflow(params.type)) {
       ASSERT_EQ(a, std::copysign(HUGE_VAL, e)) << what << " element " << i;
     } else {
-      ASSERT_LE(std::abs(a - e), Tolerance(type, hidden_size, e))
+      ASSERT_LE(std::abs(a - e), Tolerance(params, e))
           << what << " element " << i << ": " << a << " instead of " << e;
     }
   }
@@ -223,7 +228,7 @@ class KernelTest : public testing::TestWithParam<KernelInfo> {
         Expected(params, x, residual, weight, &expected_sum);
     Run(params, x.data(), residual.data(),
         weight == nullptr ? nullptr : weight->data(), sum.data(), y.data());
-    ExpectNear(type(), hidden_size, expected, y, what);
+    ExpectNear(params, expected, y, what);
     ASSERT_TRUE(sum.GuardsIntact()) << what;
     if (adds()) {
       for (std::size_t i = 0; i < sum.size(); ++i) {
@@ -358,6 +363,25 @@ TEST_P(KernelTest, KeepsHugeAndTinyRows) {
         Check(3, n, values, epsilon, &weight, ElementType::kFloat32, 0,
               "magnitude " + std::to_string(magnitude) + " epsilon " +
                   std::to_string(epsilon) + " n " + std::to_string(n));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// The product that comes first, with weight or with the scale, must not
+// overflow or underflow where the result does not.
+TEST_P(KernelTest, KeepsHugeAndTinyWeights) {
+  for (float magnitude : {1e-3f, 1.0f, 1e4f, 1e25f}) {
+    if (type() == ElementType::kFloat16 && magnitude > 1e4f) continue;
+    for (float weight_magnitude : {1e-30f, 1e30f}) {
+      for (std::size_t n : {3, 100, 1152}) {
+        const Buffer weight(ElementType::kFloat32,
+                            Normal(n, 2, weight_magnitude));
+        Check(3, n, Normal(3 * n, 1, magnitude), 1e-6, &weight,
+              ElementType::kFloat32, 0,
+              "magnitude " + std::to_string(magnitude) + " weights of " +
+                  std::to_string(weight_magnitude));
         if (HasFatalFailure()) return;
       }
     }

@@ -107,13 +107,14 @@ class RowKernel {
 
   static RMS_NORM_INLINE Schedule ChooseSchedule(std::size_t rows,
                                                  std::size_t n) {
-    // Interleaving pays as long as both rows, the output and the weight stay in
-    // a 32 KiB first-level cache, with room for what is prefetched; leading
-    // while the matrices stay in a second-level cache of 512 KiB or more. Both
-    // measured, see docs/benchmarks.md.
+    // Rows shorter than a chunk are interleaved by the CPU itself. Interleaving
+    // pays as long as both rows, the output and the weight stay in a 32 KiB
+    // first-level cache, with room for what is prefetched; leading while the
+    // matrices stay in a second-level cache of 512 KiB or more. All measured,
+    // see docs/benchmarks.md.
     constexpr std::size_t kRows = kAddResidual ? 6 : 4;
     const std::size_t row_bytes = n * sizeof(T);
-    if (kStream || rows == 1) return Schedule::kRowByRow;
+    if (kStream || rows == 1 || n < kChunk) return Schedule::kRowByRow;
     if (kRows * row_bytes <= 24 << 10) return Schedule::kInterleave;
     if ((kRows - 2) * rows * row_bytes <= 512 << 10) return Schedule::kLead;
     return Schedule::kRowByRow;
@@ -135,10 +136,32 @@ class RowKernel {
             0.0f};
   }
 
-  static __attribute__((noinline)) void ScaleExceptional(
-      const RmsNormParams& params, const T* row, const Weight* weight, T* y) {
-    NormalizeExceptionalRow(kElementType<T>, params.hidden_size, params.epsilon,
-                            row, weight, params.weight_type, y);
+  // The order of the two products of an element.
+  enum class Order {
+    // x * weight does not wait for the scale: nearly free in a short row. But
+    // it can leave the range of float32 where the result does not.
+    kWeightFirst,
+    // |x * scale| is at most sqrt(n).
+    kScaleFirst,
+  };
+
+  // Whether the scale lies between 2^-16 and 2^16, where kWeightFirst can only
+  // turn results of 2^112 and more into infinity.
+  static RMS_NORM_INLINE bool AllowsWeightFirst(double mean_plus_epsilon) {
+    return mean_plus_epsilon >= 0x1p-32 && mean_plus_epsilon <= 0x1p+32;
+  }
+
+  // For the rows that do not, among them those without a scale in float32.
+  static __attribute__((noinline)) void RunScaleFirst(
+      const RmsNormParams& params, double mean_plus_epsilon, const T* row,
+      const Weight* weight, T* y) {
+    if (IsExceptional(mean_plus_epsilon)) {
+      return NormalizeExceptionalRow(kElementType<T>, params.hidden_size,
+                                     params.epsilon, row, weight,
+                                     params.weight_type, y);
+    }
+    const float scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
+    Scale<Order::kScaleFirst>({row, weight, y, scale}, params.hidden_size);
   }
 
   static RMS_NORM_INLINE void RunRow(const RmsNormParams& params,
@@ -148,11 +171,12 @@ class RowKernel {
     const double mean_plus_epsilon =
         Simd::MulAdd(Sum(source, n), reciprocal_n, params.epsilon);
     target.row = kAddResidual ? source.sum : source.x;
-    if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
-      ScaleExceptional(params, target.row, target.weight, target.y);
-    } else {
+    if (__builtin_expect(AllowsWeightFirst(mean_plus_epsilon), 1)) {
       target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
-      Scale(target, n);
+      Scale<Order::kWeightFirst>(target, n);
+    } else {
+      RunScaleFirst(params, mean_plus_epsilon, target.row, target.weight,
+                    target.y);
     }
   }
 
@@ -198,16 +222,17 @@ class RowKernel {
           Simd::MulAdd(sum_of_squares, reciprocal_n, params.epsilon);
       target.row = kAddResidual ? source.sum : source.x;
       source.Advance(n);
-      if (__builtin_expect(IsExceptional(mean_plus_epsilon), 0)) {
-        ScaleExceptional(params, target.row, target.weight, target.y);
-        if (r < params.rows) sum_of_squares = SumOutlined(source, n);
-      } else {
+      if (__builtin_expect(AllowsWeightFirst(mean_plus_epsilon), 1)) {
         target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
         if (r < params.rows) {
           sum_of_squares = SumAndScale(source, target, n, scale_step);
         } else {
-          Scale(target, n);
+          Scale<Order::kWeightFirst>(target, n);
         }
+      } else {
+        RunScaleFirst(params, mean_plus_epsilon, target.row, target.weight,
+                      target.y);
+        if (r < params.rows) sum_of_squares = SumOutlined(source, n);
       }
       target.y += n;
     }
@@ -308,13 +333,24 @@ class RowKernel {
     return Sum(source, n);
   }
 
-  // y = (x * scale) * weight, not x * (scale * weight): the latter product can
-  // leave the range of float32 where the result does not.
+  template <Order kOrder>
+  static RMS_NORM_INLINE typename Out::Vec Product(typename Out::Vec x,
+                                                   typename Out::Vec weight,
+                                                   typename Out::Vec scale) {
+    return kOrder == Order::kWeightFirst ? Out::Mul(Out::Mul(x, weight), scale)
+                                         : Out::Mul(Out::Mul(x, scale), weight);
+  }
+
+  template <Order kOrder>
   static RMS_NORM_INLINE void ScaleVector(const Target& target,
                                           typename Out::Vec scale,
                                           std::size_t i) {
-    typename Out::Vec v = Out::Mul(Out::Load(target.row + i), scale);
-    if constexpr (kHasWeight) v = Out::Mul(v, Out::Load(target.weight + i));
+    typename Out::Vec v = Out::Load(target.row + i);
+    if constexpr (kHasWeight) {
+      v = Product<kOrder>(v, Out::Load(target.weight + i), scale);
+    } else {
+      v = Out::Mul(v, scale);
+    }
     if constexpr (kStream) {
       Out::Stream(target.y + i, v);
     } else {
@@ -322,39 +358,44 @@ class RowKernel {
     }
   }
 
+  template <Order kOrder>
   static RMS_NORM_INLINE void ScaleSteps(const Target& target,
                                          std::size_t begin, std::size_t end) {
     const typename Out::Vec scale = Out::Set(target.scale);
     for (std::size_t i = begin; i < end; i += kStep) {
 #pragma GCC unroll 16
       for (std::size_t k = 0; k < kStep; k += Out::kLanes) {
-        ScaleVector(target, scale, i + k);
+        ScaleVector<kOrder>(target, scale, i + k);
       }
     }
   }
 
+  template <Order kOrder>
   static RMS_NORM_INLINE void ScaleTail(const Target& target, std::size_t begin,
                                         std::size_t end) {
     const typename Out::Vec scale = Out::Set(target.scale);
     std::size_t i = begin;
     for (; i + Out::kLanes <= end; i += Out::kLanes) {
-      ScaleVector(target, scale, i);
+      ScaleVector<kOrder>(target, scale, i);
     }
     if (i < end) {
       const std::size_t count = end - i;
-      typename Out::Vec v =
-          Out::Mul(Out::LoadPartial(target.row + i, count), scale);
+      typename Out::Vec v = Out::LoadPartial(target.row + i, count);
       if constexpr (kHasWeight) {
-        v = Out::Mul(v, Out::LoadPartial(target.weight + i, count));
+        v = Product<kOrder>(v, Out::LoadPartial(target.weight + i, count),
+                            scale);
+      } else {
+        v = Out::Mul(v, scale);
       }
       Out::StorePartial(target.y + i, v, count);
     }
   }
 
+  template <Order kOrder>
   static RMS_NORM_INLINE void Scale(const Target& target, std::size_t n) {
-    const std::size_t steps = n - n % kStep;
-    ScaleSteps(target, 0, steps);
-    ScaleTail(target, steps, n);
+    const std::size_t steps_end = n - n % kStep;
+    ScaleSteps<kOrder>(target, 0, steps_end);
+    ScaleTail<kOrder>(target, steps_end, n);
   }
 
   // Sums the squares of source and scales scale_step elements of target after
@@ -374,14 +415,14 @@ class RowKernel {
         AccumulateSteps(source, chunk, Min(chunk + kChunk, sum_end), sums);
         if (scaled < steps_end) {
           const std::size_t scale_end = Min(scaled + scale_step, steps_end);
-          ScaleSteps(target, scaled, scale_end);
+          ScaleSteps<Order::kWeightFirst>(target, scaled, scale_end);
           scaled = scale_end;
         }
       }
       AccumulateTail(source, sum_end, end, sums);
       total += Reduce(sums);
     }
-    ScaleTail(target, steps_end, n);
+    ScaleTail<Order::kWeightFirst>(target, steps_end, n);
     return total;
   }
 
