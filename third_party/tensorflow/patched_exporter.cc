@@ -35,7 +35,7 @@ struct StablehloCustomCallOptions;
 enum BuiltinOperator { BuiltinOperator_STABLEHLO_CUSTOM_CALL = 173 };
 enum BuiltinOptions : uint8_t { BuiltinOptions_NONE };
 enum BuiltinOptions2 : uint8_t {
-  BuiltinOptions2_StablehloCustomCallOptions = 18
+  BuiltinOptions2_StablehloCustomCallOptions = 5
 };
 enum CustomOptionsFormat : int8_t { CustomOptionsFormat_FLEXBUFFERS };
 

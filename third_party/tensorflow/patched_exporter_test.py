@@ -16,6 +16,7 @@ import tempfile
 
 from absl import flags
 from absl.testing import absltest
+from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
 from third_party.tensorflow import source
@@ -154,11 +155,11 @@ class PatchedExporterTest(absltest.TestCase):
             "api_version": 2,
             "called_computations": None,
             "custom_attributes": {"has_side_effect": True},
-            # As the frame numbers them.
-            "opcode_index": 173,
+            # The frame gives the operator itself.
+            "opcode_index": schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL,
             "inputs": [3, 1],
             "outputs": [4],
-            "builtin_options_2_type": 18,
+            "builtin_options_2_type": schema.BuiltinOptions2.StablehloCustomCallOptions,
             "has_builtin_options_2": True,
             "debug_metadata_index": 5,
         }
