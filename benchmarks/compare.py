@@ -9,8 +9,7 @@ against float64. Writes compare.json and compare.png to --output.
 """
 
 import dataclasses
-import json
-import os
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -19,12 +18,10 @@ import numpy as np
 import torch
 from absl import app, flags, logging
 from ai_edge_litert import interpreter as litert
-from rich.console import Console
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import flatbuffer
-from benchmarks import timing
+from benchmarks import report, timing
 from demo import transformer
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON and the plot.")
@@ -238,20 +235,13 @@ def main(_) -> None:
     facts = timing.machine(packages)
     facts |= {"kernel variant": arn.kernel_variant(), "threads": str(_THREADS.value)}
     facts |= {"rounds": str(_ROUNDS.value)}
-    console = Console(width=200)
-    console.print(_table(results))
-    for name, value in facts.items():
-        console.print(f"{name}: {value}")
-    for name, reason in left_out.items():
-        console.print(f"left out: {name} ({reason})")
-    if _OUTPUT.value:
-        folder = pathlib.Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."))
-        folder /= _OUTPUT.value
-        report = {"machine": facts, "left_out": left_out, "results": results}
-        text = json.dumps(report, indent=1) + "\n"
-        flatbuffer.write_file(folder / "compare.json", text.encode())
-        title = f"{facts['cpu']}, {_THREADS.value} thread(s)"
-        _plot(results, title, folder / "compare.png")
+    report.publish(
+        "compare",
+        _table(results),
+        {"machine": facts, "left_out": left_out, "results": results},
+        _OUTPUT.value,
+        functools.partial(_plot, results),
+    )
 
 
 if __name__ == "__main__":

@@ -11,20 +11,17 @@ Writes models.json and models.png to --output.
 """
 
 import dataclasses
-import json
-import os
+import functools
 import pathlib
 
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 from ai_edge_litert import interpreter as litert
-from rich.console import Console
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import flatbuffer
-from benchmarks import architectures, timing
+from benchmarks import architectures, report, timing
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON and the plot.")
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of every interpreter.", 1)
@@ -154,7 +151,6 @@ def main(_) -> None:
         "prefill": f"{_PREFILL.value} tokens",
         "cache, window": f"{_CACHE.value} tokens",
     }
-    console = Console(width=200)
     table = Table(
         "model, signature",
         "norms",
@@ -169,16 +165,13 @@ def main(_) -> None:
     )
     for result in results:
         table.add_row(*_row(result))
-    console.print(table)
-    for name, value in facts.items():
-        console.print(f"{name}: {value}")
-    if _OUTPUT.value:
-        folder = pathlib.Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."))
-        folder /= _OUTPUT.value
-        text = json.dumps({"machine": facts, "results": results}, indent=1) + "\n"
-        flatbuffer.write_file(folder / "models.json", text.encode())
-        title = f"{facts['cpu']}, {_THREADS.value} thread(s)"
-        _plot(results, title, folder / "models.png")
+    report.publish(
+        "models",
+        table,
+        {"machine": facts, "results": results},
+        _OUTPUT.value,
+        functools.partial(_plot, results),
+    )
 
 
 if __name__ == "__main__":

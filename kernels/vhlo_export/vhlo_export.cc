@@ -11,26 +11,17 @@
 // The scope belongs to the thread that opens it. The interface is C, for
 // ctypes. ELF only. Needs none of TensorFlow's headers: see the declarations.
 #include <dlfcn.h>
-#include <features.h>
 
 #include <atomic>
 #include <cstdio>
 #include <string>
 
-// Built where these are in libc (glibc 2.34 and later), the library still loads
-// on any glibc since 2.17: it refers to the versions that libdl had, which
-// later ones keep. See also kernels/tflite/glibc_compat.cc.
-#if defined(__GLIBC__) && __GLIBC_PREREQ(2, 34)
-#if defined(__x86_64__)
-#define OLD_VERSION "GLIBC_2.2.5"
-#elif defined(__aarch64__)
-#define OLD_VERSION "GLIBC_2.17"
-#endif
-#ifdef OLD_VERSION
-__asm__(".symver dlopen, dlopen@" OLD_VERSION);
-__asm__(".symver dlsym, dlsym@" OLD_VERSION);
-__asm__(".symver dlclose, dlclose@" OLD_VERSION);
-#endif
+#include "kernels/glibc_symbol_version.h"
+
+#ifdef OLD_GLIBC_VERSION
+__asm__(".symver dlopen, dlopen@" OLD_GLIBC_VERSION);
+__asm__(".symver dlsym, dlsym@" OLD_GLIBC_VERSION);
+__asm__(".symver dlclose, dlclose@" OLD_GLIBC_VERSION);
 #endif
 
 // As tensorflow/compiler/mlir/lite/flatbuffer_export.h declares them. Passing
