@@ -21,14 +21,6 @@ constexpr std::size_t kMinBytesPerTask = std::size_t{64} << 10;
 // not hold up the others by more than a fraction of its share.
 constexpr std::size_t kTasksPerThread = 4;
 
-// Outputs of at least this size are written past the caches. Measured with a
-// consumer that reads the output afterwards: with 32 MiB of last-level cache,
-// shared with others, that loses at 4.5 MiB and wins at 8 MiB; with 260 MiB it
-// wins at 8 MiB where y is not in the cache, as between the other operators of
-// a model, and loses in a loop that does nothing else. A constant, since what
-// the system says about the size of its cache is wrong in virtual machines.
-constexpr std::size_t kMinStreamedBytes = std::size_t{8} << 20;
-
 const char* ChooseVariant() {
   const char* best = nullptr;
   const char* wanted = std::getenv("AI_EDGE_RMS_NORM_VARIANT");

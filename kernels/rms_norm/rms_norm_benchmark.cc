@@ -62,7 +62,7 @@ void RunKernel(benchmark::State& state, const KernelInfo& info) {
                                                   ElementType::kFloat32};
   const ai_edge_rms_norm::ResidualSum residual_sum = {residual.get(),
                                                       sum.get()};
-  const bool stream = rows * n * element >= (std::size_t{8} << 20);
+  const bool stream = rows * n * element >= ai_edge_rms_norm::kMinStreamedBytes;
   for (auto _ : state) {
     info.kernel(params, x.get(), weight.get(), y.get(), &residual_sum, stream);
     benchmark::ClobberMemory();

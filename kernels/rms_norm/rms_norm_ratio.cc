@@ -6,11 +6,14 @@
 // the median of the rounds' ratios is printed.
 //
 //   rms_norm_ratio [--op=rms_norm|add_rms_norm] [--type=f32|f16|bf16]
-//                  [--threads=N] [--rounds=N] [--consumer] [ROWSxHIDDEN ...]
+//                  [--threads=N] [--rounds=N] [--consumer] [--between=MIB]
+//                  [ROWSxHIDDEN ...]
 //
 // For add_rms_norm "the same bytes" are two copies: two matrices are read and
-// two written. --consumer adds a pass that reads the output to both sides. The
-// kernel variant is chosen by AI_EDGE_RMS_NORM_VARIANT as everywhere else.
+// two written. --consumer adds a pass that reads the output to both sides.
+// --between has before each call, not timed, so much other data pass through
+// the caches and x written anew. The kernel variant is chosen by
+// AI_EDGE_RMS_NORM_VARIANT as everywhere else.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -39,7 +42,8 @@ struct Options {
   bool consumer = false;
   ElementType type = ElementType::kFloat32;
   int threads = 1;
-  int rounds = 0;  // 0: as many as fit into half a second, at least 15
+  int rounds = 0;   // 0: as many as fit into half a second, at least 15
+  int between = 0;  // MiB
   std::vector<Shape> shapes;
 };
 
@@ -51,9 +55,21 @@ constexpr Shape kShapes[] = {
   std::fprintf(stderr,
                "rms_norm_ratio: bad argument \"%s\"; expected --op=rms_norm|"
                "add_rms_norm, --type=f32|f16|bf16, --threads=N, --rounds=N, "
-               "--consumer or ROWSxHIDDEN\n",
+               "--consumer, --between=MIB or ROWSxHIDDEN\n",
                argument);
   std::exit(2);
+}
+
+// Whether argument is the name and a number, which has to be positive.
+bool ParseNumber(const std::string& argument, const std::string& name,
+                 int* value) {
+  if (argument.compare(0, name.size(), name) != 0) return false;
+  char rest;
+  if (std::sscanf(argument.c_str() + name.size(), "%d%c", value, &rest) != 1 ||
+      *value < 1) {
+    Usage(argument.c_str());
+  }
+  return true;
 }
 
 Options Parse(int argc, char** argv) {
@@ -74,10 +90,9 @@ Options Parse(int argc, char** argv) {
       options.type = ElementType::kBFloat16;
     } else if (argument == "--consumer") {
       options.consumer = true;
-    } else if (std::sscanf(argv[i], "--threads=%d%c", &options.threads,
-                           &rest) == 1 ||
-               std::sscanf(argv[i], "--rounds=%d%c", &options.rounds, &rest) ==
-                   1) {
+    } else if (ParseNumber(argument, "--threads=", &options.threads) ||
+               ParseNumber(argument, "--rounds=", &options.rounds) ||
+               ParseNumber(argument, "--between=", &options.between)) {
     } else if (std::sscanf(argv[i], "%zux%zu%c", &shape.rows,
                            &shape.hidden_size, &rest) == 2 &&
                shape.rows > 0 && shape.hidden_size > 0) {
@@ -109,6 +124,17 @@ double Time(std::size_t n, const F& f) {
   const std::chrono::duration<double> elapsed =
       std::chrono::steady_clock::now() - start;
   return elapsed.count() / static_cast<double>(n);
+}
+
+// The same where something not timed comes before each call.
+template <class Between, class F>
+double Time(std::size_t n, const Between& between, const F& f) {
+  double seconds = 0.0;
+  for (std::size_t i = 0; i < n; ++i) {
+    between();
+    seconds += Time(1, f);
+  }
+  return seconds / static_cast<double>(n);
 }
 
 // The buffers lie one after the other at multiples of 64 bytes, as tensors do
@@ -209,6 +235,18 @@ void Measure(const Options& options, Shape shape,
     consume();
   };
 
+  // What the operators of a model do between two norms: pass other data through
+  // the caches and write the next x.
+  std::vector<char> other(std::size_t(options.between) << 20, 1);
+  const std::vector<char> next_x(x, x + (options.between > 0 ? bytes : 0));
+  const auto between = [&] {
+    sink = sink + Consume(other.data(), other.size());
+    std::copy(next_x.begin(), next_x.end(), x);
+  };
+  const auto time = [&](std::size_t calls, const auto& f) {
+    return options.between > 0 ? Time(calls, between, f) : Time(calls, f);
+  };
+
   // Long enough for the clock and for what one call leaves in the caches to be
   // what the next one finds.
   constexpr double kSecondsPerMeasurement = 200e-6;
@@ -222,10 +260,10 @@ void Measure(const Options& options, Shape shape,
           : std::max(15, static_cast<int>(0.2 / (estimate * calls)));
   std::vector<double> kernel_times, copy_times, ratios;
   for (int round = 0; round < rounds; ++round) {
-    Time(calls / 8 + 1, kernel);
-    kernel_times.push_back(Time(calls, kernel));
-    Time(calls / 8 + 1, copy);
-    copy_times.push_back(Time(calls, copy));
+    time(calls / 8 + 1, kernel);
+    kernel_times.push_back(time(calls, kernel));
+    time(calls / 8 + 1, copy);
+    copy_times.push_back(time(calls, copy));
     ratios.push_back(kernel_times.back() / copy_times.back());
   }
   std::sort(ratios.begin(), ratios.end());
