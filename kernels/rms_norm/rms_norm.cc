@@ -81,10 +81,6 @@ void Resolve(const RmsNormParams& params, const void* x, const void* weight,
   info->kernel(params, x, weight, y, residual, stream);
 }
 
-std::size_t SizeOf(ElementType type) {
-  return type == ElementType::kFloat32 ? 4 : 2;
-}
-
 const void* Offset(const void* pointer, std::size_t bytes) {
   return static_cast<const char*>(pointer) + bytes;
 }

@@ -39,6 +39,11 @@ class ThreadPool;
 
 enum class ElementType : unsigned char { kFloat32, kFloat16, kBFloat16 };
 
+// In bytes.
+constexpr std::size_t SizeOf(ElementType type) {
+  return type == ElementType::kFloat32 ? 4 : 2;
+}
+
 struct RmsNormParams {
   std::size_t rows = 0;         // 0 is allowed and does nothing.
   std::size_t hidden_size = 0;  // > 0

@@ -29,7 +29,7 @@ using Memory = std::unique_ptr<void, Free>;
 
 // Elements of value 1, so that no row takes an exceptional path.
 Memory Ones(ElementType type, std::size_t count) {
-  const std::size_t element = type == ElementType::kFloat32 ? 4 : 2;
+  const std::size_t element = SizeOf(type);
   const std::size_t bytes = (count * element + 63) / 64 * 64;
   Memory memory(std::aligned_alloc(64, bytes));
   for (std::size_t i = 0; i < count; ++i) {
@@ -57,7 +57,7 @@ void RunKernel(benchmark::State& state, const KernelInfo& info) {
   const Memory sum = Ones(info.type, adds ? rows * n : 0);
   const Memory y = Ones(info.type, rows * n);
   const Memory weight = Ones(ElementType::kFloat32, n);
-  const std::size_t element = info.type == ElementType::kFloat32 ? 4 : 2;
+  const std::size_t element = SizeOf(info.type);
   const ai_edge_rms_norm::RmsNormParams params = {rows, n, 1e-6, info.type,
                                                   ElementType::kFloat32};
   const ai_edge_rms_norm::ResidualSum residual_sum = {residual.get(),
@@ -73,7 +73,7 @@ void RunKernel(benchmark::State& state, const KernelInfo& info) {
 
 void RunMemcpy(benchmark::State& state, ElementType type) {
   const auto count = static_cast<std::size_t>(state.range(0) * state.range(1));
-  const std::size_t element = type == ElementType::kFloat32 ? 4 : 2;
+  const std::size_t element = SizeOf(type);
   const Memory x = Ones(type, count);
   const Memory y = Ones(type, count);
   for (auto _ : state) {

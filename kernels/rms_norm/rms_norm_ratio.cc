@@ -197,7 +197,7 @@ std::uint64_t Consume(const char* data, std::size_t bytes) {
 
 void Measure(const Options& options, Shape shape,
              ai_edge_rms_norm::ThreadPool* pool) {
-  const std::size_t element = options.type == ElementType::kFloat32 ? 4 : 2;
+  const std::size_t element = SizeOf(options.type);
   const std::size_t count = shape.rows * shape.hidden_size;
   const std::size_t bytes = count * element;
   Arena arena(4 * Arena::Round(bytes, 64) +

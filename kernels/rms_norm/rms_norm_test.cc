@@ -29,10 +29,6 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-std::size_t SizeOf(ElementType type) {
-  return type == ElementType::kFloat32 ? 4 : 2;
-}
-
 // A matrix of elements between guard bytes, `misalignment` elements away from
 // a multiple of 64 bytes.
 class Buffer {

@@ -23,10 +23,6 @@ bool SameShape(const TfLiteIntArray* a, const TfLiteIntArray* b) {
   return a->size == b->size && std::equal(a->data, a->data + a->size, b->data);
 }
 
-std::size_t ElementSize(ElementType type) {
-  return type == ElementType::kFloat32 ? 4 : 2;
-}
-
 }  // namespace
 
 TfLiteIntArray* NewIntArray(const int* data, int size) {
@@ -190,7 +186,7 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
     params_.rows *= static_cast<std::size_t>(x.dims->data[i]);
   }
   const std::size_t bytes =
-      params_.rows * params_.hidden_size * ElementSize(params_.type);
+      params_.rows * params_.hidden_size * SizeOf(params_.type);
   if (x.bytes != bytes) {
     return Error(context, "x of shape " + ShapeName(x.dims) + " and type " +
                               TypeName(x.type) + " must have " +
