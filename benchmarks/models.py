@@ -106,7 +106,9 @@ def _row(result: dict) -> list[str]:
 
 
 def _plot(results: list[dict], title: str, path: pathlib.Path) -> None:
-    figure, axes = plt.subplots(figsize=(10, 0.45 * len(results) + 2))
+    figure, axes = plt.subplots(
+        figsize=(10, 0.45 * len(results) + 2), layout="constrained"
+    )
     positions = np.arange(len(results))
     for offset, name in ((-0.27, _FUSED), (0, _COMPOSITE), (0.27, _CONTROL)):
         speed_ups = [1 / result["times"][name]["ratio"] for result in results]
@@ -116,8 +118,7 @@ def _plot(results: list[dict], title: str, path: pathlib.Path) -> None:
     axes.set_yticks(positions, [f"{r['model']}, {r['signature']}" for r in results])
     axes.invert_yaxis()
     axes.set(xlabel="speed-up over primitive operators", title=title)
-    axes.legend()
-    figure.tight_layout()
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 
