@@ -6,19 +6,31 @@ reason on stderr.
 
 import collections
 import pathlib
+import re
 import sys
 from xml.etree import ElementTree
 
 
-def outcome_of(case: ElementTree.Element) -> tuple[str, str | None]:
+def skip_reasons(log: pathlib.Path) -> dict[str, str]:
+    """Returns absltest's reasons by Class.test: its XML reports have none."""
+    text = log.read_text(errors="replace")
+    return dict(re.findall(r"^\[  SKIPPED \] (.+?) - (.*)$", text, re.MULTILINE))
+
+
+def outcome_of(
+    case: ElementTree.Element, reasons: dict[str, str]
+) -> tuple[str, str | None]:
     """Returns "passed", "failed" or "skipped", and the reason."""
     problem = case.find("failure")
     problem = case.find("error") if problem is None else problem
     skipped = case.find("skipped")
     if problem is not None:
         return "failed", problem.get("message")
-    if skipped is not None or case.get("result") == "suppressed":
-        return "skipped", None if skipped is None else skipped.get("message")
+    if skipped is not None:
+        return "skipped", skipped.get("message")
+    if case.get("result") == "suppressed":
+        suite = case.get("classname", "").rpartition(".")[2]
+        return "skipped", reasons.get(f"{suite}.{case.get('name')}")
     return "passed", None
 
 
@@ -32,8 +44,9 @@ def main() -> None:
         if not reports:
             sys.exit(f"no test.xml below {folder}: no test ran")
         for report in reports:
+            reasons = skip_reasons(report.with_name("test.log"))
             for case in ElementTree.parse(report).iter("testcase"):
-                outcome, reason = outcome_of(case)
+                outcome, reason = outcome_of(case, reasons)
                 counts[outcome] += 1
                 if outcome != "passed":
                     name = f"{case.get('classname', '')}.{case.get('name')}"
