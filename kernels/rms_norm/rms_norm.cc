@@ -43,11 +43,6 @@ const char* ChooseVariant() {
   return best;
 }
 
-const char* Variant() {
-  static const char* const variant = ChooseVariant();
-  return variant;
-}
-
 template <Op op, ElementType type>
 void Resolve(const RmsNormParams& params, const void* x, const void* weight,
              void* y, const ResidualSum* residual, bool stream);
@@ -74,7 +69,7 @@ void Resolve(const RmsNormParams& params, const void* x, const void* weight,
   const KernelInfo* info =
       std::find_if(table.begin(), table.end(), [](const KernelInfo& info) {
         return info.op == op && info.type == type &&
-               std::strcmp(info.isa, Variant()) == 0;
+               std::strcmp(info.isa, RmsNormVariant()) == 0;
       });
   // Whoever sees the new value needs nothing else that was written before.
   KernelOf(op, type).store(info->kernel, std::memory_order_relaxed);
@@ -157,6 +152,9 @@ void AddRmsNorm(const RmsNormParams& params, const void* x,
   Run(Op::kAddRmsNorm, params, x, weight, y, &residual_sum, pool);
 }
 
-const char* RmsNormVariant() { return Variant(); }
+const char* RmsNormVariant() {
+  static const char* const variant = ChooseVariant();
+  return variant;
+}
 
 }  // namespace ai_edge_rms_norm

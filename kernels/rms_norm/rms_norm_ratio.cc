@@ -11,8 +11,8 @@
 //
 // For add_rms_norm "the same bytes" are two copies: two matrices are read and
 // two written. --consumer adds a pass that reads the output to both sides.
-// --between has before each call, not timed, so much other data pass through
-// the caches and x written anew. The kernel variant is chosen by
+// --between passes so much other data through the caches before each call and
+// then writes x anew; that is not timed. The kernel variant is chosen by
 // AI_EDGE_RMS_NORM_VARIANT as everywhere else.
 #include <algorithm>
 #include <chrono>
@@ -237,7 +237,8 @@ void Measure(const Options& options, Shape shape,
 
   // What the operators of a model do between two norms: pass other data through
   // the caches and write the next x.
-  std::vector<char> other(std::size_t(options.between) << 20, 1);
+  const std::vector<char> other(static_cast<std::size_t>(options.between) << 20,
+                                1);
   const std::vector<char> next_x(x, x + (options.between > 0 ? bytes : 0));
   const auto between = [&] {
     sink = sink + Consume(other.data(), other.size());
