@@ -404,6 +404,39 @@ TEST_P(KernelTest, PropagatesNaNAndInfinityWithinTheirRow) {
   }
 }
 
+// In a row of ones the weights come out, rounded. Every upper half of a float32
+// occurs, with lower halves on and around where the rounding of 16-bit types
+// changes.
+TEST_P(KernelTest, RoundsAsFromFloat) {
+  std::vector<std::uint32_t> bits;
+  for (std::uint32_t upper = 0; upper < 0x10000; ++upper) {
+    for (std::uint32_t lower : {0u, 1u, 0x0fffu, 0x1000u, 0x1001u, 0x7fffu,
+                                0x8000u, 0x8001u, 0xffffu}) {
+      bits.push_back(upper << 16 | lower);
+    }
+  }
+  std::vector<float> values(bits.size());
+  std::memcpy(values.data(), bits.data(), 4 * bits.size());
+  const Buffer weight(ElementType::kFloat32, values);
+  const Buffer rounded(type(), values);
+  const Buffer x(type(), std::vector<float>(values.size(), 1.0f));
+  const Buffer residual(type(), std::vector<float>(values.size(), 0.0f));
+  Buffer sum(type(), values.size());
+  Buffer y(type(), values.size());
+  // 1 / sqrt(1 + 1e-300) is 1 in float64.
+  Run(Params(1, values.size(), 1e-300, ElementType::kFloat32), x.data(),
+      residual.data(), weight.data(), sum.data(), y.data());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (std::isnan(values[i])) {
+      ASSERT_TRUE(std::isnan(y[i])) << std::hex << bits[i];
+    } else {
+      ASSERT_EQ(y[i], rounded[i]) << std::hex << bits[i];
+      ASSERT_EQ(std::signbit(y[i]), std::signbit(rounded[i]))
+          << std::hex << bits[i];
+    }
+  }
+}
+
 TEST_P(KernelTest, NoRowsWriteNothing) {
   Buffer y(type(), Normal(8, 1));
   const Buffer before(type(), Normal(8, 1));

@@ -16,8 +16,12 @@
 namespace ai_edge_rms_norm {
 namespace {
 
-alignas(64) constexpr short kOddWords[32] = {1,  3,  5,  7,  9,  11, 13, 15,
-                                             17, 19, 21, 23, 25, 27, 29, 31};
+// Indices of VPERMW: words 1, 3, 5, ... to words 0, 1, 2, ..., and back.
+alignas(64) constexpr short kFromOddWords[32] = {
+    1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+alignas(64) constexpr short kToOddWords[32] = {
+    0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+    0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
 
 struct Avx512 {
   static constexpr std::size_t kLanes = 16;
@@ -112,8 +116,10 @@ struct Avx512 {
     if constexpr (std::is_same_v<T, Float16>) {
       return _mm512_cvtph_ps(bits);
     } else {
-      return _mm512_castsi512_ps(
-          _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+      // To the upper halves: one instruction instead of VPMOVZXWD and a shift.
+      return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(
+          0xaaaaaaaa, _mm512_loadu_si512(kToOddWords),
+          _mm512_castsi256_si512(bits)));
     }
   }
 
@@ -124,16 +130,18 @@ struct Avx512 {
     } else {
       // As FromFloat<BFloat16>. VCVTNEPS2BF16 would flush subnormals.
       const __m512i bits = _mm512_castps_si512(v);
-      const __m512i odd =
-          _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+      const __mmask16 odd =
+          _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x00010000));
       const __m512i rounded = _mm512_add_epi32(
-          _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-      const __m512i result =
-          _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
-                               bits, _mm512_set1_epi32(0x00400000));
+          bits, _mm512_mask_blend_epi32(odd, _mm512_set1_epi32(0x7fff),
+                                        _mm512_set1_epi32(0x8000)));
+      // Replaces quiet (token 0) and signalling (1) NaN by the quiet NaN of v,
+      // and nothing else.
+      const __m512 result = _mm512_fixupimm_ps(_mm512_castsi512_ps(rounded), v,
+                                               _mm512_set1_epi32(0x22), 0);
       // The upper halves: one instruction instead of a shift and a VPMOVDW.
-      return _mm512_castsi512_si256(
-          _mm512_permutexvar_epi16(_mm512_loadu_si512(kOddWords), result));
+      return _mm512_castsi512_si256(_mm512_permutexvar_epi16(
+          _mm512_loadu_si512(kFromOddWords), _mm512_castps_si512(result)));
     }
   }
 };
