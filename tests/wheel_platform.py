@@ -5,6 +5,7 @@ The tag comes from auditwheel when the wheel is built; this looks with pyelftool
 
 import io
 import pathlib
+import platform
 import re
 import zipfile
 
@@ -15,6 +16,15 @@ _MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 _LIBRARIES = re.compile(
     r"lib(c|m|dl|pthread|gcc_s|stdc\+\+)\.so\.\d|ld-linux-.*\.so\.\d"
 )
+
+# The oldest glibc 2.N that a wheel built on Debian 12 runs on, as docs/arm64.md says;
+# a newer compiler may need newer libraries.
+_DEBIAN_12_GLIBC = {"x86_64": 27, "aarch64": 26}
+
+
+def _built_on_debian_12() -> bool:
+    release = platform.freedesktop_os_release()
+    return (release["ID"], release.get("VERSION_ID")) == ("debian", "12")
 
 
 def problems(wheel: pathlib.Path, machine: str) -> list[str]:
@@ -29,6 +39,8 @@ def problems(wheel: pathlib.Path, machine: str) -> list[str]:
         return [f"{wheel.name} has no tag py3-none-manylinux_2_N_MACHINE"]
     glibc = int(tag[1])
     found = []
+    if _built_on_debian_12() and glibc > _DEBIAN_12_GLIBC[machine]:
+        found.append(f"{wheel.name} needs glibc newer than 2.{_DEBIAN_12_GLIBC[machine]}")
     if tag[2] != machine:
         found.append(f"{wheel.name} is not for {machine}")
     with zipfile.ZipFile(wheel) as archive:

@@ -348,7 +348,8 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
   // chain so far that is an RMSNorm.
   RmsNormChain best;
   std::vector<int> best_nodes;
-  std::vector<int> nodes = statistic.nodes;
+  // Not copied: GCC 11's copy constructor needs a newer libstdc++ than all else.
+  std::vector<int> nodes = std::move(statistic.nodes);
   bool inverted = statistic.inverted;
   bool has_x = false;
   int weight = kNone;
@@ -402,7 +403,7 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
     best.x = variant;
     best.weight = weight;
     best.y = index;
-    best_nodes = nodes;
+    best_nodes.assign(nodes.begin(), nodes.end());
   }
   if (best_nodes.empty() || !IsClosed(best_nodes, best.y)) return std::nullopt;
   std::sort(best_nodes.begin(), best_nodes.end());
