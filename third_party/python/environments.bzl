@@ -46,7 +46,7 @@ def _python_environment_impl(repository_ctx):
     environment = repository_ctx.os.environ
     python = environment.get("PYTHON_BIN_PATH") or repository_ctx.which("python3")
     if not python:
-        fail("python3 is not on PATH; Python 3.10 or newer is needed")
+        fail("python3 is not on PATH; Python 3.11 or newer is needed")
     repository_ctx.report_progress("Installing {} with pip".format(lock.basename))
     result = repository_ctx.execute([python, script, lock], timeout = 3600)
     if result.return_code != 0:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import venv
 
-MINIMUM_VERSION = (3, 10)
+MINIMUM_VERSION = (3, 11)  # of the packages in the locks
 
 
 def cache_folder() -> pathlib.Path:
@@ -34,10 +34,17 @@ def environment_folder(lock: pathlib.Path) -> pathlib.Path:
 def make(folder: pathlib.Path, lock: pathlib.Path) -> None:
     # A copied interpreter would not find its standard library from everywhere.
     venv.create(folder, clear=True, with_pip=True, symlinks=True)
-    # The lock is complete, so pip resolves nothing; some packages pin others that
-    # exist for no machine but x86-64.
-    command = [folder / "bin" / "python", "-m", "pip", "install", "--no-deps"]
-    command += ["--disable-pip-version-check", "--requirement", lock]
+    # pip resolves nothing: some packages pin others that exist for no machine but
+    # x86-64.
+    pip_install(folder, "--no-deps", "--requirement", lock)
+    # What the lock does not name: the libraries of a PyTorch that is built for CUDA,
+    # which pins them. One that is built for the CPU needs nothing more.
+    pip_install(folder, "--constraint", lock, "torch")
+
+
+def pip_install(folder: pathlib.Path, *arguments: str | os.PathLike) -> None:
+    command = [folder / "bin" / "python", "-m", "pip", "install"]
+    command += ["--disable-pip-version-check", *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run(
         command,
