@@ -148,6 +148,26 @@ class NormTest(parameterized.TestCase):
         tolerance = 2 * torch.finfo(dtype).eps  # Llama rounds twice, we once.
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
+    @parameterized.parameters(torch.float16, torch.bfloat16)
+    def test_default_epsilon_of_torch_in_half_precision(self, dtype):
+        model = torch.nn.Sequential(torch.nn.RMSNorm(_SIZE, dtype=dtype))
+        # So small that the epsilon of dtype and that of float32 differ widely.
+        x = 0.001 * inputs(dtype)
+        expected = model(x)
+        arn.replace_rms_norm(model)
+        tolerance = torch.finfo(dtype).eps
+        torch.testing.assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
+
+    @parameterized.parameters("llama", "gemma3", "t5")
+    def test_half_precision_weight_of_float32_input(self, name):
+        make = next(norm[1] for norm in _NORMS if norm[0] == name)
+        model = torch.nn.Sequential(randomized(make(), torch.bfloat16))
+        x = inputs()
+        expected = model(x).float()  # Some cast the result to the weight's dtype.
+        self.assertLen(arn.replace_rms_norm(model).replaced, 1)
+        tolerance = torch.finfo(torch.bfloat16).eps
+        torch.testing.assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
+
     @parameterized.parameters("center", "epsilon outside", "clamp", "bias")
     def test_what_computes_something_else(self, change):
         model = torch.nn.Sequential(StrangeRMSNorm(change), Llama(change))

@@ -170,6 +170,26 @@ class AutogradTest(parameterized.TestCase):
             torch.autograd.gradcheck(ADD_RMS_NORM, (x, residual, weight, 1e-3))
         )
 
+    def test_forward_mode(self):
+        x = random(3, 5, dtype=torch.float64, requires_grad=True)
+        weight = random(5, seed=2, dtype=torch.float64, requires_grad=True)
+        for function, inputs in (
+            (arn.rms_norm, (x, weight, 1e-3)),
+            (arn.add_rms_norm, (x, x.detach() + 1, weight, 1e-3)),
+        ):
+            self.assertTrue(
+                torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+            )
+
+    def test_transforms_of_torch_func(self):
+        x = random(3, 5, dtype=torch.float64)
+        for transform in (torch.func.grad, torch.func.hessian):
+            actual = transform(lambda x: arn.rms_norm(x).pow(3).sum())(x)
+            expected = transform(lambda x: reference(x, None).pow(3).sum())(x)
+            torch.testing.assert_close(actual, expected)
+        batched = torch.func.vmap(lambda row: sum(arn.add_rms_norm(row, row)))(x)
+        torch.testing.assert_close(batched, sum(arn.add_rms_norm(x, x)))
+
     def test_float16_gradients_have_the_dtypes_of_the_inputs(self):
         x = random(4, 64, dtype=torch.float16, requires_grad=True)
         weight = random(64, seed=1, requires_grad=True)
@@ -270,8 +290,8 @@ class IntegrationTest(absltest.TestCase):
 
     def test_vmap(self):
         x, weight = random(5, 3, 16), random(16, seed=1)
-        batched = torch.func.vmap(lambda row: op.rms_norm(row, weight))(x)
-        torch.testing.assert_close(batched, op.rms_norm(x, weight))
+        batched = torch.func.vmap(lambda row: RMS_NORM(row, weight))(x)
+        torch.testing.assert_close(batched, RMS_NORM(x, weight))
 
     def test_conversion_end_to_end(self):
         module, x = TwoNorms(64).eval(), random(3, 64)

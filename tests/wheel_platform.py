@@ -40,7 +40,9 @@ def problems(wheel: pathlib.Path, machine: str) -> list[str]:
     glibc = int(tag[1])
     found = []
     if _built_on_debian_12() and glibc > _DEBIAN_12_GLIBC[machine]:
-        found.append(f"{wheel.name} needs glibc newer than 2.{_DEBIAN_12_GLIBC[machine]}")
+        found.append(
+            f"{wheel.name} needs glibc newer than 2.{_DEBIAN_12_GLIBC[machine]}"
+        )
     if tag[2] != machine:
         found.append(f"{wheel.name} is not for {machine}")
     with zipfile.ZipFile(wheel) as archive:

@@ -80,10 +80,13 @@ class RMSNorm(torch.nn.Module):
           rms_norm(x + residual)).
         """
         weight = self.weight
-        if weight is not None and self.weight_offset:
-            # In float32: 1 + w is not representable in float16 or bfloat16.
-            weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            weight = weight + self.weight_offset
+        if weight is not None:
+            # In float32: 1 + w is not representable in float16 or bfloat16, and a
+            # module in half precision may get float32, as in Transformers' T5.
+            if self.weight_offset or weight.dtype not in (x.dtype, torch.float32):
+                weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            if self.weight_offset:
+                weight = weight + self.weight_offset
         if residual is None:
             return op.rms_norm(x, weight, self.eps)
         return op.add_rms_norm(x, residual, weight, self.eps)

@@ -6,12 +6,15 @@ arXiv:1910.07467) over the last dimension:
     y = x / sqrt(mean(x**2, dim=-1) + epsilon) * weight
 
 Both are registered with `torch.library`, so they work in eager mode, with fake
-tensors, `torch.export`, `torch.compile` and autograd, on any device.
+tensors, `torch.export`, `torch.compile` and autograd, on any device. The functions
+`rms_norm` and `add_rms_norm` also work with forward-mode AD and the transforms of
+`torch.func`, which do not see into a custom operator.
 """
 
 import math
 
 import torch
+from torch.autograd import forward_ad
 
 __all__ = ["add_rms_norm", "rms_norm"]
 
@@ -69,14 +72,27 @@ def _normalize(x: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Ten
     return x * inverse_rms, inverse_rms
 
 
-def _forward(
+def _rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None, epsilon: float
 ) -> torch.Tensor:
+    _validate(x, weight, epsilon)
     y, _ = _normalize(x, epsilon)
     if weight is not None:
         y = y * weight.to(y.dtype)
     # One rounding at the end; contiguous, as the fake implementation promises.
     return y.to(x.dtype).contiguous()
+
+
+def _add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    epsilon: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _validate(x, weight, epsilon)
+    _validate_residual(x, residual)
+    total = (x + residual).contiguous()
+    return total, _rms_norm(total, weight, epsilon)
 
 
 def _backward(
@@ -86,7 +102,7 @@ def _backward(
     epsilon: float,
     weight_needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients of `_forward`.
+    """Gradients of `_rms_norm`.
 
     With n = x / rms(x) and g = dL/dy * weight:
         dL/dx = (g - n * mean(g * n)) / rms(x),  dL/dweight = sum_rows(dL/dy * n)
@@ -108,8 +124,7 @@ def _backward(
     schema="(Tensor x, Tensor? weight, float epsilon=1e-6) -> Tensor",
 )
 def _custom_rms_norm(x, weight, epsilon=1e-6):
-    _validate(x, weight, epsilon)
-    return _forward(x, weight, epsilon)
+    return _rms_norm(x, weight, epsilon)
 
 
 @_custom_rms_norm.register_fake
@@ -142,10 +157,7 @@ _custom_rms_norm.register_autograd(
     ),
 )
 def _custom_add_rms_norm(x, residual, weight, epsilon=1e-6):
-    _validate(x, weight, epsilon)
-    _validate_residual(x, residual)
-    total = (x + residual).contiguous()
-    return total, _forward(total, weight, epsilon)
+    return _add_rms_norm(x, residual, weight, epsilon)
 
 
 @_custom_add_rms_norm.register_fake
@@ -175,6 +187,16 @@ _custom_add_rms_norm.register_autograd(
 )
 
 
+def _needs_primitives() -> bool:
+    """Whether something differentiates or maps that takes no custom operator.
+
+    Forward-mode AD gets no derivative from one, which counts as zero, without an error.
+    """
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, epsilon: float = 1e-6
 ) -> torch.Tensor:
@@ -195,6 +217,8 @@ def rms_norm(
       TypeError: x or weight has a dtype that is not supported.
       ValueError: A shape, a device or epsilon is not as stated above.
     """
+    if _needs_primitives():
+        return _rms_norm(x, weight, epsilon)
     return torch.ops.ai_edge_torch.custom_rms_norm(x, weight, epsilon)
 
 
@@ -220,4 +244,6 @@ def add_rms_norm(
       TypeError: x, residual or weight has a dtype that is not supported.
       ValueError: A shape, a device or epsilon is not as stated above.
     """
+    if _needs_primitives():
+        return _add_rms_norm(x, residual, weight, epsilon)
     return torch.ops.ai_edge_torch.custom_add_rms_norm(x, residual, weight, epsilon)

@@ -109,6 +109,21 @@ class _NoRmsNormError(Exception):
     """The message says what is not as in an RMSNorm."""
 
 
+def _default_epsilon(dtype: torch.dtype) -> float:
+    """Returns what torch.nn.RMSNorm adds when its eps is None.
+
+    The resolution of dtype; in later versions that of the dtype it computes in.
+    """
+    resolutions = {
+        torch.finfo(t).eps for t in (dtype, torch.promote_types(dtype, torch.float32))
+    }
+    # Normal in float16, and its square not far from either.
+    x = torch.full((8,), 2.0**-12, dtype=dtype)
+    y = torch.nn.functional.rms_norm(x, (8,)).double()
+    measured = float((x.double().square() * (y**-2 - 1)).mean())
+    return min(resolutions, key=lambda eps: abs(eps - measured))
+
+
 def _epsilons(module: torch.nn.Module, dtype: torch.dtype | None) -> list[float]:
     """Lists what may be the epsilon of a module."""
     found = [
@@ -119,7 +134,7 @@ def _epsilons(module: torch.nn.Module, dtype: torch.dtype | None) -> list[float]
     if isinstance(module, torch.nn.RMSNorm) and module.eps is None:
         if dtype is None:
             raise _NoRmsNormError("its epsilon depends on the dtype of the input")
-        found.append(torch.finfo(dtype).eps)
+        found.append(_default_epsilon(dtype))
     return found
 
 
@@ -269,8 +284,9 @@ def _replacement(module: torch.nn.Module) -> tuple[torch.nn.Module, float, float
 def replace_rms_norm(model: torch.nn.Module) -> ReplaceReport:
     """Replaces every RMSNorm in a model by `ai_edge_rms_norm.RMSNorm`, in place.
 
-    Parameters are shared, not copied, so that `state_dict` and optimizers stay as they
-    are; a module that is used in several places stays one. Ours returns the dtype of
+    Parameters are shared, not copied, so that optimizers stay as they are, and the
+    `state_dict` does, too, unless a weight has another name: ours is called `weight`.
+    A module that is used in several places stays one. Ours returns the dtype of
     its input and rounds once; in half precision, modules that round in between differ
     from it by that rounding.
 
