@@ -1,5 +1,7 @@
 """The three encodings in a finished flatbuffer, and reading and writing it."""
 
+import concurrent.futures
+import copy
 import importlib
 import os
 import pathlib
@@ -48,6 +50,10 @@ def block(**kwargs):
     module = Block(**kwargs).eval()
     module.norm.weight.data.normal_()
     return module
+
+
+def norm() -> bytes:
+    return bytes(arn.convert(arn.RMSNorm(16, eps=1e-5).eval(), (torch.ones(2, 16),)))
 
 
 def two_signatures():
@@ -224,11 +230,83 @@ class FileTest(parameterized.TestCase):
 
     def test_truncated_files_are_errors(self):
         content = bytes(dynamic())
-        for size in range(8, len(content), 97):
-            try:
+        # The last bytes are of the last table only, which nobody may miss.
+        for size in range(8, len(content) - 128, 97):
+            with self.assertRaisesRegex(ValueError, "model is a damaged .tflite"):
                 arn.translate(content[:size], "custom")
-            except ValueError:
-                continue
+            with self.assertRaisesRegex(ValueError, "model_content"):
+                arn.Interpreter(model_content=content[:size])
+
+    def test_indices_of_nothing_are_errors(self):
+        def change(edit):
+            model = flatbuffer.read(norm())
+            edit(model)
+            return flatbuffer.to_bytes(model)
+
+        def operator(model):
+            return model.subgraphs[0].operators[0]
+
+        for edit, message in (
+            (lambda m: setattr(operator(m), "opcodeIndex", 9), "operator code 9"),
+            (lambda m: setattr(operator(m), "inputs", [99]), "tensor 99"),
+            (lambda m: setattr(m.subgraphs[0].tensors[0], "buffer", 77), "buffer 77"),
+            (lambda m: setattr(m.signatureDefs[0], "subgraphIndex", 5), "subgraph 5"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                arn.translate(change(edit), "custom")
+        wrong = change(lambda m: setattr(m.subgraphs[0].operators[0], "outputs", []))
+        with self.assertRaisesRegex(ValueError, "must have 1 or 2 inputs and 1 output"):
+            arn.Model(wrong).nodes()
+
+    def test_custom_options_outside_the_flatbuffer(self):
+        model = flatbuffer.read(arn.translate(norm(), "custom"))
+        (ours,) = model.subgraphs[0].operators
+        theirs = copy.deepcopy(ours)
+        theirs.opcodeIndex = flatbuffer.intern_operator_code(model, 32, "vendor")
+        model.subgraphs[0].operators.append(theirs)
+        contents = {"ours": bytes(bytearray(ours.customOptions)), "vendor": b"x" * 40}
+        for operator, data in zip((ours, theirs), contents.values(), strict=True):
+            operator.customOptions = None
+            operator.external = np.frombuffer(data, np.uint8)
+            operator.largeCustomOptionsOffset = 16
+            operator.largeCustomOptionsSize = len(data)
+        outside = flatbuffer.to_bytes(model)
+        (node,) = arn.Model(outside).nodes()
+        self.assertEqual(node.epsilon, 1e-5)
+        for target in ("custom", "stablehlo_custom_call"):
+            translated = flatbuffer.read(arn.translate(outside, target))
+            vendor = translated.subgraphs[0].operators[1]
+            self.assertEqual(flatbuffer.custom_options(vendor), contents["vendor"])
+        self.assertEqual(translated.subgraphs[0].operators[0].largeCustomOptionsSize, 0)
+
+    def test_operator_codes_of_old_files(self):
+        model = flatbuffer.read(arn.translate(norm(), "custom"))
+        for code in model.operatorCodes:
+            code.builtinCode = 0  # Before schema version 3a.
+        self.assertLen(arn.Model(flatbuffer.to_bytes(model)).nodes(), 1)
+
+
+class WriteFileTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+    def test_link(self):
+        (self.folder / "real.tflite").write_bytes(b"old")
+        link = self.folder / "link.tflite"
+        link.symlink_to("real.tflite")
+        flatbuffer.write_file(link, b"new")
+        self.assertTrue(link.is_symlink())
+        self.assertEqual((self.folder / "real.tflite").read_bytes(), b"new")
+
+    def test_pipe(self):
+        pipe = self.folder / "pipe"
+        os.mkfifo(pipe)
+        with concurrent.futures.ThreadPoolExecutor() as executor:
+            read = executor.submit(pipe.read_bytes)
+            flatbuffer.write_file(pipe, b"content")
+            self.assertEqual(read.result(), b"content")
+        self.assertTrue(pipe.is_fifo())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ __all__ = [
     "Encoding",
     "RmsNormNode",
     "find_nodes",
+    "is_rms_norm_composite",
     "rms_norm_composites",
     "translate",
     "translate_model",
@@ -87,8 +88,7 @@ def _decode(
     if code.builtinCode == _OP.CUSTOM:
         name = _text(code.customCode)
         if name in wire_format.CALL_TARGETS:
-            stored = operator.customOptions
-            stored = b"" if stored is None else bytes(bytearray(stored))
+            stored = flatbuffer.custom_options(operator)
             epsilon = wire_format.decode_custom_options(stored)
             return Encoding.CUSTOM, name, epsilon
     elif code.builtinCode == _OP.STABLEHLO_CUSTOM_CALL and options is not None:
@@ -96,28 +96,55 @@ def _decode(
         if name in wire_format.CALL_TARGETS:
             epsilon = wire_format.decode_backend_config(_text(options.backendConfig))
             return Encoding.STABLEHLO_CUSTOM_CALL, name, epsilon
-    elif (
-        code.builtinCode == _OP.STABLEHLO_COMPOSITE
-        and options is not None
-        and _text(options.name) == _COMPOSITE_NAME
-    ):
-        attributes = bytes(bytearray(options.compositeAttributes))
-        epsilon = wire_format.decode_custom_options(attributes)
+    elif is_rms_norm_composite(model, operator):
+        attributes = options.compositeAttributes
+        try:
+            epsilon = wire_format.decode_custom_options(
+                b"" if attributes is None else bytes(bytearray(attributes))
+            )
+        except ValueError:
+            return None  # Of somebody else, who means something else by the name.
         return Encoding.COMPOSITE, wire_format.RMS_NORM, epsilon
     return None
+
+
+def is_rms_norm_composite(model: schema.ModelT, operator: schema.OperatorT) -> bool:
+    """Whether an operator is called `odml.rms_norm`, whatever it computes."""
+    options = operator.builtinOptions2
+    return (
+        model.operatorCodes[operator.opcodeIndex].builtinCode == _OP.STABLEHLO_COMPOSITE
+        and options is not None
+        and _text(options.name) == _COMPOSITE_NAME
+    )
+
+
+def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
+    inputs, outputs = (
+        0 if operands is None else len(operands)
+        for operands in (operator.inputs, operator.outputs)
+    )
+    expected = 1 if call_target == wire_format.RMS_NORM else 2
+    if outputs != expected or inputs not in (expected, expected + 1):
+        raise ValueError(
+            f"{call_target} must have {expected} or {expected + 1} inputs and"
+            f" {expected} outputs, got {inputs} and {outputs}"
+        )
 
 
 def find_nodes(model: schema.ModelT) -> list[RmsNormNode]:
     """Lists our operators, in every encoding, in the order of the file.
 
     Raises:
-      ValueError: The options of one cannot be read; the error names the operator.
+      ValueError: The options of one cannot be read, or it has not the operands that it
+        should have; the error names the operator.
     """
     nodes = []
     for s, subgraph in enumerate(model.subgraphs):
         for o, operator in enumerate(subgraph.operators):
             try:
                 decoded = _decode(model, operator)
+                if decoded:
+                    _check_operands(operator, decoded[1])
             except ValueError as error:
                 raise ValueError(f"subgraph {s}, operator {o}: {error}") from error
             if decoded:
@@ -306,6 +333,8 @@ def _computes_rms_norm(
     The name alone does not say so: litert-torch's layer, for one, may multiply by a
     second scale inside the composite.
     """
+    if not 0 <= decomposition < len(model.subgraphs):
+        return False
     subgraph = model.subgraphs[decomposition]
     if len(subgraph.inputs) not in (1, 2) or len(subgraph.outputs) != 1:
         return False
@@ -317,8 +346,11 @@ def _computes_rms_norm(
         buffer if i in used else schema.BufferT()
         for i, buffer in enumerate(model.buffers)
     ]
-    interpreter = litert.Interpreter(model_content=flatbuffer.to_bytes(alone))
-    interpreter.allocate_tensors()
+    try:
+        interpreter = litert.Interpreter(model_content=flatbuffer.to_bytes(alone))
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError):
+        return False  # Other composites inside, or what this runtime does not know.
     rng = np.random.default_rng(0)
     inputs = []
     for detail in interpreter.get_input_details():
@@ -367,8 +399,7 @@ def _translate_operator(
     call_target: str,
     epsilon: float,
 ) -> list[schema.OperatorT]:
-    operator.builtinOptionsType = operator.builtinOptions2Type = 0
-    operator.builtinOptions = operator.builtinOptions2 = operator.customOptions = None
+    flatbuffer.clear_options(operator)
     if encoding == Encoding.COMPOSITE:
         return _composite_operators(model, subgraph, operator, call_target, epsilon)
     if encoding == Encoding.CUSTOM:

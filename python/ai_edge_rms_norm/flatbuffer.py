@@ -3,17 +3,21 @@
 The object tree is that of `ai_edge_litert.schema_py_generated`. Weights stay views
 of the file they were read from, and are written straight from there: editing a model
 copies no weight. They get the 16-byte alignment that the schema asks for
-(`Buffer.data (force_align: 16)`), which the generated `Pack` does not keep. Buffers
-outside the flatbuffer (`Buffer.offset`, files above 2 GB) are supported.
+(`Buffer.data (force_align: 16)`), which the generated `Pack` does not keep. What lies
+outside the flatbuffer in files above 2 GB (`Buffer.offset`,
+`Operator.large_custom_options_offset`) is supported.
 """
 
+import contextlib
 import mmap
 import os
 import pathlib
 import re
+import stat
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -21,7 +25,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 __all__ = [
     "append_buffer",
+    "clear_options",
     "constant_data",
+    "custom_options",
+    "damaged",
     "drop_subgraphs",
     "drop_tensors",
     "intern_operator_code",
@@ -84,6 +91,15 @@ def check_header(content: bytes | mmap.mmap, name: str = "model_content") -> Non
         )
 
 
+@contextlib.contextmanager
+def damaged(name: str) -> Iterator[None]:
+    """Makes a ValueError of whatever reading beyond the end provokes."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{name} is a damaged .tflite: {error}") from error
+
+
 def read(content: bytes | mmap.mmap, name: str = "model") -> schema.ModelT:
     """Unpacks a model; its weights are views of `content`.
 
@@ -95,11 +111,19 @@ def read(content: bytes | mmap.mmap, name: str = "model") -> schema.ModelT:
       ValueError: `content` is no .tflite or is damaged.
     """
     check_header(content, name)
-    try:
+    with damaged(name):
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         model.buffers = [_read_buffer(buffer, content) for buffer in model.buffers]
-    except Exception as error:  # Whatever reading beyond the end provokes.
-        raise ValueError(f"{name} is a damaged .tflite: {error}") from error
+        for code in model.operatorCodes or ():
+            # As TFLite's GetBuiltinCode: old files have the deprecated field only.
+            code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+        for subgraph in model.subgraphs:
+            for field in ("tensors", "operators", "inputs", "outputs"):
+                if getattr(subgraph, field) is None:
+                    setattr(subgraph, field, [])
+            for operator in subgraph.operators:
+                _read_operator(operator, content)
+        _check_references(model)
     return model
 
 
@@ -110,6 +134,57 @@ def _read_buffer(buffer: schema.BufferT, content: bytes | mmap.mmap) -> _Aligned
             content, np.uint8, count=buffer.size, offset=buffer.offset
         )
     return aligned
+
+
+def _read_operator(operator: schema.OperatorT, content: bytes | mmap.mmap) -> None:
+    if operator.largeCustomOptionsOffset > 1:
+        operator.external = np.frombuffer(
+            content,
+            np.uint8,
+            count=operator.largeCustomOptionsSize,
+            offset=operator.largeCustomOptionsOffset,
+        )
+
+
+def _outside(model: schema.ModelT) -> Iterator[tuple[Any, str, np.ndarray]]:
+    """Yields what lies outside the flatbuffer: holder, name of its offset, data."""
+    for buffer in model.buffers:
+        if getattr(buffer, "external", None) is not None:
+            yield buffer, "offset", buffer.external
+    for subgraph in model.subgraphs:
+        for operator in subgraph.operators:
+            if getattr(operator, "external", None) is not None:
+                yield operator, "largeCustomOptionsOffset", operator.external
+
+
+def _check_references(model: schema.ModelT) -> None:
+    """Raises for an index that points at nothing."""
+
+    def check(what: str, indices, size: int, first: int = 0) -> None:
+        for index in indices if indices is not None else ():
+            if not first <= index < size:
+                raise ValueError(f"{what} {index}, there are {size}")
+
+    buffers, codes = len(model.buffers), len(model.operatorCodes or ())
+    for s, subgraph in enumerate(model.subgraphs):
+        tensors = len(subgraph.tensors)
+        check(
+            "a tensor refers to buffer", [t.buffer for t in subgraph.tensors], buffers
+        )
+        for indices in (subgraph.inputs, subgraph.outputs):
+            check(f"subgraph {s} has as input or output the tensor", indices, tensors)
+        for o, operator in enumerate(subgraph.operators):
+            name = f"subgraph {s}, operator {o}"
+            check(f"{name} has operator code", [operator.opcodeIndex], codes)
+            for indices in (operator.inputs, operator.outputs, operator.intermediates):
+                check(f"{name} refers to tensor", indices, tensors, _OPTIONAL_TENSOR)
+    for signature in model.signatureDefs or ():
+        index = signature.subgraphIndex
+        check("a signature refers to subgraph", [index], len(model.subgraphs))
+        entries = (*(signature.inputs or ()), *(signature.outputs or ()))
+        tensors = len(model.subgraphs[index].tensors)
+        check("a signature refers to tensor", [e.tensorIndex for e in entries], tensors)
+    check("metadata refer to buffer", [m.buffer for m in model.metadata or ()], buffers)
 
 
 def load(path: str | os.PathLike) -> schema.ModelT:
@@ -149,13 +224,13 @@ def _aligned(position: int) -> int:
 
 
 def _chunks(model: schema.ModelT) -> Iterator[bytes | memoryview]:
-    """Yields the pieces of the file: tables, appended data, external buffers.
+    """Yields the pieces of the file: tables, appended data, what lies outside.
 
     A vector is its length in 4 bytes and its data, and a field holds its distance to
     the vector, which lies behind the field. So the data may follow the packed tables.
     """
     packed = _pack(model)
-    appended, external = {}, {}
+    appended, external = {}, []
     position = len(packed)
     for i, buffer in enumerate(model.buffers):
         if getattr(buffer, "is_appended", False):
@@ -166,11 +241,11 @@ def _chunks(model: schema.ModelT) -> Iterator[bytes | memoryview]:
             f"a .tflite holds at most {_MAX_SIZE} bytes inside its flatbuffer, got"
             f" {position}; larger models keep weights outside (Buffer.offset)"
         )
-    for i, buffer in enumerate(model.buffers):
-        if getattr(buffer, "external", None) is not None:
-            external[i] = position = _aligned(position)
-            buffer.offset = position
-            position += buffer.size
+    for holder, field, data in _outside(model):
+        position = _aligned(position)
+        external.append((position, data))
+        setattr(holder, field, position)
+        position += len(data)
     if external:
         # Offsets are fixed-width and non-zero before and after, so that packing
         # again with the right ones does not change the size.
@@ -188,10 +263,10 @@ def _chunks(model: schema.ModelT) -> Iterator[bytes | memoryview]:
         yield bytes(start - 4 - position) + struct.pack("<I", len(data))
         yield memoryview(data)
         position = start + len(data)
-    for i, start in external.items():
+    for start, data in external:
         yield bytes(start - position)
-        yield memoryview(model.buffers[i].external)
-        position = start + model.buffers[i].size
+        yield memoryview(data)
+        position = start + len(data)
 
 
 def to_bytes(model: schema.ModelT) -> bytes:
@@ -205,19 +280,23 @@ def write_file(
     """Writes a model to `path`, completely or not at all.
 
     The bytes go to a temporary file in the same folder, which is then renamed;
-    missing parent folders are made.
+    missing parent folders are made. A link stays one: the file that it leads to is
+    replaced. A device or pipe, like /dev/null, is written to.
 
     Raises:
       OSError: The file cannot be written.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     chunks = _chunks(content) if isinstance(content, schema.ModelT) else [content]
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        with open(path, "wb") as file:
+            file.writelines(chunks)
+        return
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+            file.writelines(chunks)
         # mkstemp makes private files; a model gets the mode that open() would give.
         umask = os.umask(0)
         os.umask(umask)
@@ -226,6 +305,21 @@ def write_file(
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def custom_options(operator: schema.OperatorT) -> bytes:
+    """Returns the custom options of an operator, wherever they are."""
+    data = getattr(operator, "external", None)
+    data = operator.customOptions if data is None else data
+    return b"" if data is None else bytes(bytearray(data))
+
+
+def clear_options(operator: schema.OperatorT) -> None:
+    """Removes the options of an operator, of every kind."""
+    operator.builtinOptionsType = operator.builtinOptions2Type = 0
+    operator.builtinOptions = operator.builtinOptions2 = operator.customOptions = None
+    operator.external = None
+    operator.largeCustomOptionsOffset = operator.largeCustomOptionsSize = 0
 
 
 def constant_data(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:

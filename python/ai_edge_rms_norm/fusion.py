@@ -600,7 +600,14 @@ def fuse_model(
         for node in encoding_lib.find_nodes(model)
         if node.encoding == Encoding.COMPOSITE
     }
-    fused, refused = [], []
+    fused = []
+    refused = [
+        Refused(s, o, "the composite odml.rms_norm has no attribute epsilon > 0")
+        for s, subgraph in enumerate(model.subgraphs)
+        for o, operator in enumerate(subgraph.operators)
+        if (s, o) not in composites
+        and encoding_lib.is_rms_norm_composite(model, operator)
+    ]
     if encoding != Encoding.COMPOSITE:
         verified = encoding_lib.rms_norm_composites(model)
         for (s, o), node in composites.items():

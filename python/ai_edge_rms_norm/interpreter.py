@@ -48,14 +48,15 @@ def kernel_variant() -> str:
     return variant().decode()
 
 
-def _has_custom_calls(content) -> bool:
+def _has_custom_calls(content, name: str) -> bool:
     # Reads the table of operator codes only: a mapped file stays on disk.
-    model = schema.Model.GetRootAs(content)
-    codes = (model.OperatorCodes(i) for i in range(model.OperatorCodesLength()))
-    return any(
-        code.BuiltinCode() == schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL
-        for code in codes
-    )
+    with flatbuffer.damaged(name):
+        model = schema.Model.GetRootAs(content)
+        codes = (model.OperatorCodes(i) for i in range(model.OperatorCodesLength()))
+        return any(
+            code.BuiltinCode() == schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL
+            for code in codes
+        )
 
 
 def _resolve_custom_calls(content, name: str) -> bytes | None:
@@ -64,7 +65,7 @@ def _resolve_custom_calls(content, name: str) -> bytes | None:
     No runtime resolves STABLEHLO_CUSTOM_CALL (the schema says that it has no kernel),
     while an unresolved CUSTOM operator may be claimed by a delegate.
     """
-    if not _has_custom_calls(content):
+    if not _has_custom_calls(content, name):
         return None
     model = flatbuffer.read(content, name)
     encoding.translate_model(model, encoding.Encoding.CUSTOM)
