@@ -1,5 +1,7 @@
 """RMSNorm as TensorFlow, Keras or onnx2tf write it, built operator by operator."""
 
+import contextlib
+
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -11,6 +13,7 @@ _TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.float16): schema.TensorType.FLOAT16,
     np.dtype(np.int32): schema.TensorType.INT32,
+    np.dtype(np.bool_): schema.TensorType.BOOL,
 }
 SIZE = 16
 
@@ -52,6 +55,17 @@ class Graph:
         index = self.tensor(shape, dtype, signature=signature)
         self.subgraph.inputs.append(index)
         return index
+
+    @contextlib.contextmanager
+    def branch(self, name: bytes):
+        """Writes to a new subgraph meanwhile; yields its index."""
+        outer = self.subgraph
+        self.subgraph = schema.SubGraphT(
+            tensors=[], inputs=[], outputs=[], operators=[], name=name
+        )
+        self.model.subgraphs.append(self.subgraph)
+        yield len(self.model.subgraphs) - 1
+        self.subgraph = outer
 
     def shape(self, tensor) -> list[int]:
         return list(self.subgraph.tensors[tensor].shape)
@@ -168,3 +182,24 @@ def tensorflow_graph(
     if also:
         outputs.append({"mean": mean, "shifted": shifted, "square": squared}[also])
     return g, outputs
+
+
+def if_graph() -> Graph:
+    """y = rms_norm(x) if condition else x + x, the norm in primitive operators."""
+    g, shape = Graph(), (2, SIZE)
+    condition, x = g.input((1,), np.bool_), g.input(shape)
+    with g.branch(b"then") as then_branch:
+        z = g.input(shape)
+        mean = g("MEAN", g("MUL", z, z), g.constant([1], np.int32), shape=(2, 1))
+        inverse = g("RSQRT", g("ADD", mean, g.constant(EPSILON)))
+        y = g("MUL", g("MUL", z, inverse), g.constant(WEIGHT))
+        g.subgraph.outputs = [y]
+    with g.branch(b"else") as else_branch:
+        z = g.input(shape)
+        g.subgraph.outputs = [g("ADD", z, z)]
+    y = g("IF", condition, x, shape=shape)
+    options = g.subgraph.operators[-1].builtinOptions
+    options.thenSubgraphIndex = then_branch
+    options.elseSubgraphIndex = else_branch
+    g.subgraph.outputs = [y]
+    return g

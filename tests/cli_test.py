@@ -9,14 +9,24 @@ import torch
 from absl.testing import absltest
 
 import ai_edge_rms_norm as arn
+from ai_edge_rms_norm import flatbuffer
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
+class Embedding(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = torch.nn.Embedding(10, 64), arn.RMSNorm(64)
+
+    def forward(self, tokens):
+        return self.norm(self.table(tokens))
+
+
+def run(*arguments, columns=160) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, "-m", "ai_edge_rms_norm.cli", *map(str, arguments)],
         capture_output=True,
-        env={**environment, "COLUMNS": "160"},
+        env={**environment, "COLUMNS": str(columns)},
         text=True,
     )
 
@@ -34,6 +44,9 @@ class CliTest(absltest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
         for text in ("stablehlo_custom_call", "rms_norm", "1e-05", "3x64"):
             self.assertIn(text, result.stdout)
+        # In a narrow terminal nothing is left out.
+        narrow = run("inspect", self.path, columns=60)
+        self.assertNotIn("…", narrow.stdout)
 
     def test_translate(self):
         output = self.folder / "custom.tflite"
@@ -60,15 +73,29 @@ class CliTest(absltest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertRegex(result.stdout, r"serving_default: median \d+\.\d µs")
 
+    def test_benchmark_of_tokens(self):
+        path = self.folder / "embedding.tflite"
+        arn.convert(Embedding().eval(), (torch.zeros(1, 9).int(),)).export(path)
+        result = run("benchmark", path, "--seconds", 0.01)
+        self.assertEqual(result.returncode, 0, result.stderr)
+
     def test_errors_are_one_line(self):
         damaged = self.folder / "damaged.tflite"
         damaged.write_bytes(b"no model")
+        short = self.folder / "short.tflite"
+        short.write_bytes(self.path.read_bytes()[:400])
+        nameless = self.folder / "nameless.tflite"
+        model = flatbuffer.load(self.path)
+        model.signatureDefs = None
+        flatbuffer.write_file(nameless, model)
         for arguments, message in (
             (("inspect", self.folder / "missing.tflite"), "missing.tflite"),
             (("inspect", damaged), "is no .tflite"),
             (("translate", damaged, self.folder / "out.tflite"), "is no .tflite"),
             (("fuse", damaged, self.folder / "out.tflite"), "is no .tflite"),
             (("benchmark", damaged), "is no .tflite"),
+            (("benchmark", short), "short.tflite is a damaged .tflite"),
+            (("benchmark", nameless), "nameless.tflite has no signature"),
         ):
             result = run(*arguments)
             self.assertEqual(result.returncode, 1)

@@ -1,5 +1,8 @@
 """PyTorch against the interpreter, over encodings, shapes, sizes and dtypes."""
 
+import copy
+import pickle
+
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
@@ -146,6 +149,13 @@ class InterpreterTest(absltest.TestCase):
             model_content=content, experimental_preserve_all_tensors=True
         )
         self.assertIn("serving_default", interpreter.get_signature_list())
+
+    def test_model_is_copied_after_a_call(self):
+        model = arn.convert(arn.RMSNorm(8).eval(), (random(2, 8),))
+        x = random(2, 8).numpy()
+        y = model(x)
+        np.testing.assert_array_equal(copy.deepcopy(model)(x), y)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(model))(x), y)
 
     def test_resize_tensor_input(self):
         module = arn.RMSNorm(64).eval()

@@ -5,7 +5,8 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
 
 import ai_edge_rms_norm as arn
-from tests.chains import EPSILON, SIZE, WEIGHT, Graph, tensorflow_graph
+from ai_edge_rms_norm import flatbuffer
+from tests.chains import EPSILON, SIZE, WEIGHT, Graph, if_graph, tensorflow_graph
 
 
 def _random(*shape, dtype=np.float32):
@@ -42,6 +43,14 @@ def _operators(interpreter: litert.Interpreter) -> list[str]:
 
 
 class FusePrimitivesTest(parameterized.TestCase):
+    @parameterized.parameters(True, False)
+    def test_branch(self, condition):
+        content = flatbuffer.to_bytes(if_graph().model)
+        inputs = np.array([condition]), _random(2, SIZE)
+        (expected,) = _outputs(_set_up(content, *inputs, fused=False))
+        (actual,) = _outputs(_set_up(content, *inputs))
+        np.testing.assert_allclose(actual, expected, rtol=4e-6, atol=1e-7)
+
     def _check(self, content, *inputs, delegated=1, rtol=4e-6):
         fused = _set_up(content, *inputs)
         names = _operators(fused)

@@ -11,6 +11,7 @@ import torch
 from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
+from litert_torch.backend import composite
 from litert_torch.generative.layers import normalization
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.gemma4 import modeling_gemma4
@@ -18,7 +19,7 @@ from transformers.models.llama import modeling_llama
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm import flatbuffer
-from tests.chains import EPSILON, SIZE, WEIGHT, Graph, tensorflow_graph
+from tests.chains import EPSILON, SIZE, WEIGHT, Graph, if_graph, tensorflow_graph
 
 _OP = schema.BuiltinOperator
 
@@ -229,6 +230,54 @@ class ConverterTest(parameterized.TestCase):
             model(x.numpy()), module(x).detach().numpy(), rtol=1e-5, atol=1e-5
         )
 
+    @parameterized.parameters("custom", "stablehlo_custom_call", "composite")
+    def test_inside_of_a_composite(self, encoding):
+        class Block(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = arn.RMSNorm(SIZE, eps=1e-5)
+
+            def forward(self, x):
+                builder = composite.StableHLOCompositeBuilder("vendor.block")
+                x = builder.mark_inputs(x)
+                return builder.mark_outputs(self.norm(x) + x)
+
+        module = randomized(Block())
+        x = torch.from_numpy(random(2, SIZE))
+        model = arn.convert(module, (x,), encoding=encoding)
+        self.assertLen(model.nodes(), 1)
+        np.testing.assert_allclose(
+            model(x.numpy()), module(x).detach().numpy(), rtol=1e-5, atol=1e-6
+        )
+
+    @parameterized.parameters(True, False)
+    def test_branch(self, condition):
+        content = flatbuffer.to_bytes(if_graph().model)
+        fused, report = arn.fuse(content)
+        self.assertEqual([f.subgraph for f in report.fused], [1])
+        inputs = np.array([condition]), random(2, SIZE)
+        (expected,) = run(content, *inputs)
+        (actual,) = run(bytes(fused), *inputs, fused=True)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+
+    def test_composite_of_somebody_else(self):
+        module = torch.nn.Sequential(
+            normalization.RMSNorm(SIZE, enable_hlfb=True), torch.nn.RMSNorm(SIZE)
+        )
+        x = torch.from_numpy(random(2, SIZE))
+        tree = flatbuffer.read(litert_torch.convert(module, (x,)).model_content())
+        (options,) = (
+            operator.builtinOptions2
+            for operator in tree.subgraphs[0].operators
+            if isinstance(operator.builtinOptions2, schema.StableHLOCompositeOptionsT)
+        )
+        options.compositeAttributes = None
+        model, report = arn.fuse(flatbuffer.to_bytes(tree))
+        self.assertLen(report.fused, 1)
+        (refused,) = report.refused
+        self.assertIn("no attribute epsilon", refused.reason)
+        self.assertLen(model.nodes(), 1)
+
 
 class ChainTest(parameterized.TestCase):
     """Chains as TensorFlow, Keras and onnx2tf write them."""
@@ -430,14 +479,18 @@ class LargeFileTest(absltest.TestCase):
         size = 256 << 20
         folder = pathlib.Path(self.create_tempdir().full_path)
         flatbuffer.write_file(folder / "large.tflite", self._large(size))
+        # Not ru_maxrss, which begins with what this process takes.
         code = (
-            "import resource, sys\n"
+            "import pathlib, re, sys\n"
             "from ai_edge_rms_norm import flatbuffer, fusion\n"
+            "def peak():\n"
+            "    status = pathlib.Path('/proc/self/status').read_text()\n"
+            "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
             "model = flatbuffer.load(sys.argv[1])\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "before = peak()\n"
             "assert len(fusion.fuse_model(model).fused) == 1\n"
             "flatbuffer.write_file(sys.argv[2], model)\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+            "print(peak() - before)\n"
         )
         paths = [folder / "large.tflite", folder / "fused.tflite"]
         result = subprocess.run(

@@ -348,7 +348,8 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
   // chain so far that is an RMSNorm.
   RmsNormChain best;
   std::vector<int> best_nodes;
-  // Not copied: GCC 11's copy constructor needs a newer libstdc++ than all else.
+  // Not copied: GCC 11's copy constructor needs a newer libstdc++ than all
+  // else.
   std::vector<int> nodes = std::move(statistic.nodes);
   bool inverted = statistic.inverted;
   bool has_x = false;

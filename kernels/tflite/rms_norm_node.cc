@@ -155,6 +155,17 @@ TfLiteStatus RmsNormNode::PrepareOutput(TfLiteContext* context, int index,
   return context->ResizeTensor(context, &output, shape);
 }
 
+TfLiteStatus RmsNormNode::CheckBytes(TfLiteContext* context,
+                                     const TfLiteTensor& x) const {
+  const std::size_t bytes =
+      params_.rows * params_.hidden_size * SizeOf(params_.type);
+  if (x.bytes == bytes) return kTfLiteOk;
+  return Error(context, "x of shape " + ShapeName(x.dims) + " and type " +
+                            TypeName(x.type) + " must have " +
+                            std::to_string(bytes) + " bytes, got " +
+                            std::to_string(x.bytes));
+}
+
 TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
   const bool add = op_ == RmsNormOp::kAddRmsNorm;
   if (CheckIndex(context, x_, "x") != kTfLiteOk ||
@@ -185,14 +196,9 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
   for (int i = 0; i < rank - 1; ++i) {
     params_.rows *= static_cast<std::size_t>(x.dims->data[i]);
   }
-  const std::size_t bytes =
-      params_.rows * params_.hidden_size * SizeOf(params_.type);
-  if (x.bytes != bytes) {
-    return Error(context, "x of shape " + ShapeName(x.dims) + " and type " +
-                              TypeName(x.type) + " must have " +
-                              std::to_string(bytes) + " bytes, got " +
-                              std::to_string(x.bytes));
-  }
+  // The branch of an IF and the inside of a composite are prepared before their
+  // inputs have memory; Invoke looks again.
+  if (x.bytes != 0 && CheckBytes(context, x) != kTfLiteOk) return kTfLiteError;
 
   if (add) {
     const TfLiteTensor& residual = context->tensors[residual_];
@@ -236,6 +242,7 @@ TfLiteStatus RmsNormNode::Invoke(TfLiteContext* context,
                                  ThreadPool* pool) const {
   if (params_.rows == 0) return kTfLiteOk;
   const TfLiteTensor* tensors = context->tensors;
+  if (CheckBytes(context, tensors[x_]) != kTfLiteOk) return kTfLiteError;
   const void* x = tensors[x_].data;
   void* y = tensors[y_].data;
   const bool has_weight = weight_ != kTfLiteOptionalTensor;

@@ -59,6 +59,7 @@ class RmsNormNode {
   // Reports an error unless index names a tensor of the context.
   TfLiteStatus CheckIndex(TfLiteContext* context, int index,
                           const char* operand) const;
+  TfLiteStatus CheckBytes(TfLiteContext* context, const TfLiteTensor& x) const;
   TfLiteStatus PrepareOutput(TfLiteContext* context, int index,
                              const char* operand) const;
 

@@ -316,6 +316,20 @@ TEST(RmsNormOpTest, ConstantOutputAndWrongSize) {
               HasSubstr("must have 32 bytes, got 31"));
 }
 
+// As inside of an IF, where inputs get their memory after Prepare.
+TEST(RmsNormOpTest, SizeIsCheckedAgainByInvoke) {
+  FakeContext context;
+  const int x = context.AddTensor(kTfLiteFloat32, {2, 4});
+  const int y = context.AddTensor(kTfLiteFloat32, {2, 4});
+  Node node(&context, Register_RMS_NORM(), {x}, {y});
+  context.tensors[x].bytes = 0;
+  ASSERT_EQ(node.Prepare(), kTfLiteOk);
+  EXPECT_EQ(node.Invoke(), kTfLiteError);
+  EXPECT_THAT(context.errors, HasSubstr("must have 32 bytes, got 0"));
+  context.tensors[x].bytes = 32;
+  EXPECT_EQ(node.Invoke(), kTfLiteOk);
+}
+
 TEST(RmsNormOpTest, InvokeWithoutData) {
   FakeContext context;
   const int x = context.AddTensor(kTfLiteFloat32, {2, 4});

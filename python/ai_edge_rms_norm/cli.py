@@ -33,9 +33,17 @@ _Encoding = Annotated[
 def inspect(model: _Model) -> None:
     """List the rms_norm operators of a model."""
     content = flatbuffer.load(model)
-    table = Table(
-        "subgraph", "operator", "encoding", "call target", "epsilon", "x", "weight"
-    )
+    table = Table()
+    for name in (
+        "subgraph",
+        "operator",
+        "encoding",
+        "call target",
+        "epsilon",
+        "x",
+        "weight",
+    ):
+        table.add_column(name, overflow="fold")
     nodes = encoding.find_nodes(content)
     for node in nodes:
         tensors = content.subgraphs[node.subgraph].tensors
@@ -97,19 +105,27 @@ def fuse(
     )
 
 
+def _random(shape: np.ndarray, dtype: type) -> np.ndarray:
+    if not np.issubdtype(dtype, np.floating):
+        return np.zeros(shape, dtype)  # Valid wherever it indexes something.
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
 @app.command()
 def benchmark(
     model: _Model,
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time per signature.")] = 1.0,
 ) -> None:
-    """Time every signature of a model on random input."""
+    """Time every signature of a model on random input (zeros for integers)."""
     interpreter = Interpreter(model_path=model, num_threads=threads)
-    rng = np.random.default_rng(0)
-    for name in interpreter.get_signature_list():
+    signatures = interpreter.get_signature_list()
+    if not signatures:
+        raise ValueError(f"{model} has no signature to run")
+    for name in signatures:
         runner = interpreter.get_signature_runner(name)
         inputs = {
-            key: rng.standard_normal(detail["shape"]).astype(detail["dtype"])
+            key: _random(detail["shape"], detail["dtype"])
             for key, detail in runner.get_input_details().items()
         }
         runner(**inputs)

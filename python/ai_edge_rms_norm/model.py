@@ -14,7 +14,7 @@ DEFAULT_SIGNATURE = "serving_default"
 
 
 class Model:
-    """A .tflite in memory, callable.
+    """A .tflite in memory, callable from one thread at a time.
 
     Args:
       content: The bytes of a .tflite.
@@ -27,6 +27,10 @@ class Model:
         flatbuffer.check_header(content)
         self._content = content
         self._interpreter: Interpreter | None = None
+
+    def __getstate__(self):
+        # Copied and pickled without the interpreter, which a call makes anew.
+        return {"_content": self._content, "_interpreter": None}
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Model":
