@@ -141,6 +141,49 @@ class FusePrimitivesTest(parameterized.TestCase):
         )
         self._check(g.content(y), _random(2, SIZE, dtype=np.float16), rtol=1e-3)
 
+    @parameterized.parameters(False, True)
+    def test_half_precision_inside_of_a_graph(self, used_elsewhere):
+        """The runtime gives x's memory to others after the CAST that reads it."""
+        g, shape = Graph(), (4, 256)
+        x = g.input(shape)
+        narrow = g("CAST", g("ADD", x, x), shape=shape, dtype=np.float16)
+        wide = g("CAST", narrow)
+        turned = g("REVERSE_V2", wide, g.constant([1], np.int32), shape=shape)
+        other = turned if used_elsewhere else x
+        other = g("REVERSE_V2", other, g.constant([0], np.int32), shape=shape)
+        mean = g("MEAN", g("MUL", wide, wide), g.constant([1], np.int32), shape=(4, 1))
+        inverse = g("RSQRT", g("ADD", mean, g.constant(EPSILON)))
+        y = g("CAST", g("MUL", wide, inverse), dtype=np.float16)
+        self._check(g.content(y, other), _random(*shape), rtol=2e-3)
+
+    @parameterized.parameters(1, 2)
+    def test_nodes_in_a_circle(self, length):
+        g = Graph()
+        g.input((2, SIZE))
+        start = index = g.tensor((2, SIZE))
+        for _ in range(length):
+            index = g("EXPAND_DIMS", index, g.constant(0, np.int32), shape=(2, SIZE))
+        g.subgraph.operators[-1].outputs = [start]
+        content = g.content(g("RSQRT", start))
+        # The runtime refuses it while it prepares the nodes.
+        with self.assertRaises(RuntimeError):
+            _set_up(content, _random(2, SIZE))
+
+    def test_statistic_of_other_rows(self):
+        """At axis 0, which only rows of 1, as before resizing, make look right."""
+        g = Graph()
+        x = g.input((1, 1, SIZE), signature=[-1, 1, SIZE])
+        mean = g("MEAN", g("MUL", x, x), g.constant([2], np.int32), shape=(1, 1))
+        inverse = g("RSQRT", g("ADD", mean, g.constant(EPSILON)))
+        turned = g("EXPAND_DIMS", inverse, g.constant(0, np.int32), shape=(1, 1, 1))
+        y = g("MUL", x, turned)
+        for tensor in g.subgraph.tensors:
+            if tensor.buffer == 0:
+                tensor.shapeSignature = [-1, *tensor.shape[1:]]
+        g.subgraph.tensors[turned].shapeSignature = [1, -1, 1]
+        g.subgraph.tensors[y].shapeSignature = [-1, -1, SIZE]
+        self._check(g.content(y), _random(3, 1, SIZE), delegated=0)
+
     def test_dynamic_rows(self):
         graph, outputs = tensorflow_graph(signature=[-1, 3, SIZE])
         for tensor in graph.subgraph.tensors:

@@ -5,17 +5,17 @@ namespace {
 
 #if defined(__x86_64__)
 // __builtin_cpu_supports also asks the operating system (XGETBV).
-bool Supports_avx512() {
-  return __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl");
-}
-bool Supports_avx512_zen4() { return Supports_avx512(); }
 bool Supports_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
 }
+bool Supports_avx512() {
+  return __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && Supports_avx2();
+}
+bool Supports_avx512_zen4() { return Supports_avx512(); }
 #endif
 
 #if defined(__aarch64__)

@@ -12,6 +12,7 @@
 #include <limits>
 #include <ostream>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -108,6 +109,12 @@ std::vector<float> Normal(std::size_t count, unsigned seed,
   std::vector<float> values(count);
   for (float& value : values) value = magnitude * normal(rng);
   return values;
+}
+
+std::string Text(double value) {
+  std::ostringstream text;
+  text << value;
+  return text.str();
 }
 
 // How far y may be from the reference: one rounding to the element type, the
@@ -357,8 +364,8 @@ TEST_P(KernelTest, KeepsHugeAndTinyRows) {
         }
         const Buffer weight(ElementType::kFloat32, Normal(n, 2));
         Check(3, n, values, epsilon, &weight, ElementType::kFloat32, 0,
-              "magnitude " + std::to_string(magnitude) + " epsilon " +
-                  std::to_string(epsilon) + " n " + std::to_string(n));
+              "magnitude " + Text(magnitude) + " epsilon " + Text(epsilon) +
+                  " n " + std::to_string(n));
         if (HasFatalFailure()) return;
       }
     }
@@ -366,7 +373,7 @@ TEST_P(KernelTest, KeepsHugeAndTinyRows) {
 }
 
 // The product that comes first, with weight or with the scale, must not
-// overflow or underflow where the result does not.
+// overflow where the result does not.
 TEST_P(KernelTest, KeepsHugeAndTinyWeights) {
   for (float magnitude : {1e-3f, 1.0f, 1e4f, 1e25f}) {
     if (type() == ElementType::kFloat16 && magnitude > 1e4f) continue;
@@ -376,8 +383,8 @@ TEST_P(KernelTest, KeepsHugeAndTinyWeights) {
                             Normal(n, 2, weight_magnitude));
         Check(3, n, Normal(3 * n, 1, magnitude), 1e-6, &weight,
               ElementType::kFloat32, 0,
-              "magnitude " + std::to_string(magnitude) + " weights of " +
-                  std::to_string(weight_magnitude));
+              "magnitude " + Text(magnitude) + " weights of " +
+                  Text(weight_magnitude));
         if (HasFatalFailure()) return;
       }
     }

@@ -111,7 +111,8 @@ struct ThreadPool::State {
   alignas(64) std::atomic<std::uint32_t> tasks_left{0};
   alignas(64) std::atomic<int> sleepers{0};
 
-  std::atomic<bool> busy{false};
+  // While a job runs, 1 + ForkCount(): one that a fork cut off does not count.
+  std::atomic<unsigned> busy{0};
   unsigned forks = 0;  // ForkCount() when the workers were started
   std::vector<pthread_t> workers;
 
@@ -219,13 +220,16 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
   State& s = *state_;
   const auto tasks = static_cast<std::uint32_t>(
       std::min({count, max_tasks, std::size_t{UINT32_MAX}}));
+  const unsigned forks = ForkCount();
+  unsigned busy = s.busy.load(std::memory_order_relaxed);
   // A second caller at the same time works alone.
-  if (tasks < 2 || s.num_threads < 2 ||
-      s.busy.exchange(true, std::memory_order_acquire)) {
+  if (tasks < 2 || s.num_threads < 2 || busy == forks + 1 ||
+      !s.busy.compare_exchange_strong(busy, forks + 1,
+                                      std::memory_order_acquire,
+                                      std::memory_order_relaxed)) {
     if (count > 0) task(context, 0, count);
     return;
   }
-  const unsigned forks = ForkCount();
   if (s.workers.empty() || s.forks != forks) {
     s.workers.clear();
     s.forks = forks;
@@ -250,7 +254,7 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
   };
   // A worker that is still busy after the spin may be waiting for this CPU.
   while (!SpinUntil(finished)) sched_yield();
-  s.busy.store(false, std::memory_order_release);
+  s.busy.store(0, std::memory_order_release);
 }
 
 }  // namespace ai_edge_rms_norm

@@ -65,13 +65,13 @@ TEST(ThreadPoolTest, MakesNoMoreTasksThanAskedFor) {
   EXPECT_EQ(tasks.count, 7);
 }
 
-TEST(ThreadPoolTest, UsesItsWorkers) {
+// How many threads work on two tasks that wait for each other, or give up after
+// ten seconds.
+std::size_t NumThreadsUsed(ThreadPool& pool) {
   struct Ids {
     std::mutex mutex;
     std::set<std::thread::id> ids;
   } ids;
-  ThreadPool pool(2);
-  // Each task waits for the other one (or gives up after ten seconds).
   pool.ParallelFor(
       2, 2,
       [](void* context, std::size_t, std::size_t) {
@@ -86,10 +86,14 @@ TEST(ThreadPoolTest, UsesItsWorkers) {
         }
       },
       &ids);
-  EXPECT_EQ(ids.ids.size(), 2u);
+  return ids.ids.size();
 }
 
-// Jobs that find the workers spinning, falling asleep and asleep.
+TEST(ThreadPoolTest, UsesItsWorkers) {
+  ThreadPool pool(2);
+  EXPECT_EQ(NumThreadsUsed(pool), 2u);
+}
+
 TEST(ThreadPoolTest, SurvivesPausesOfAnyLength) {
   ThreadPool pool(3);
   for (int i = 0; i < 3000; ++i) {
@@ -143,6 +147,35 @@ TEST(ThreadPoolTest, WorksInAForkedChild) {
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
   ExpectEveryIndexOnce(pool, 100, 12);
+}
+
+TEST(ThreadPoolTest, UsesItsWorkersInAChildForkedDuringAJob) {
+  ThreadPool pool(2);
+  std::atomic<bool> started{false}, finish{false};
+  struct Flags {
+    std::atomic<bool>&started, &finish;
+  } flags = {started, finish};
+  std::thread caller([&] {
+    pool.ParallelFor(
+        2, 2,
+        [](void* context, std::size_t, std::size_t) {
+          auto* flags = static_cast<Flags*>(context);
+          flags->started = true;
+          while (!flags->finish) std::this_thread::yield();
+        },
+        &flags);
+  });
+  while (!started) std::this_thread::yield();
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    _exit(NumThreadsUsed(pool) == 2 ? 0 : 1);
+  }
+  finish = true;
+  caller.join();
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
 }
 
 TEST(ThreadPoolTest, IsDestroyedInAForkedChild) {

@@ -45,6 +45,13 @@ class Graph {
         if (IsTensor(output)) producers_[output] = position;
       }
     }
+    // The runtime does not check the order of a file's nodes; going back
+    // through one that comes later might never end.
+    for (std::size_t i = 0; i < producers_.size(); ++i) {
+      if (!consumers_[i].empty() && consumers_[i].front() <= producers_[i]) {
+        producers_[i] = kNone;
+      }
+    }
   }
 
   int size() const { return static_cast<int>(nodes_.size()); }
@@ -170,9 +177,25 @@ class Graph {
     return index;
   }
 
+  // The shapes of both, as far as known with -1 where a size may change.
+  std::pair<const TfLiteIntArray*, const TfLiteIntArray*> Shapes(int a,
+                                                                 int b) const {
+    const TfLiteIntArray* shapes[2];
+    const int indices[] = {a, b};
+    for (int i = 0; i < 2; ++i) {
+      const TfLiteTensor& t = tensor(indices[i]);
+      shapes[i] = t.dims_signature;
+      if (shapes[i] == nullptr || shapes[i]->size != t.dims->size) {
+        return {tensor(a).dims, tensor(b).dims};
+      }
+    }
+    return {shapes[0], shapes[1]};
+  }
+
   // Whether the shapes differ at most in leading dimensions of 1.
   bool SameBesideLeadingOnes(int a, int b) const {
-    const TfLiteIntArray* dims[] = {tensor(a).dims, tensor(b).dims};
+    const auto [a_dims, b_dims] = Shapes(a, b);
+    const TfLiteIntArray* dims[] = {a_dims, b_dims};
     const int* begin[2];
     const int* end[2];
     for (int i = 0; i < 2; ++i) {
@@ -271,21 +294,22 @@ class Graph {
 
   // Whether the shape is that of x, with `last` as the last dimension.
   bool HasRowsOf(int index, int x, int last) const {
-    const TfLiteIntArray& dims = *tensor(index).dims;
-    const TfLiteIntArray& x_dims = *tensor(x).dims;
-    return dims.size == x_dims.size && dims.data[dims.size - 1] == last &&
-           std::equal(dims.data, dims.data + dims.size - 1, x_dims.data);
+    const auto [dims, x_dims] = Shapes(index, x);
+    return dims->size == x_dims->size && dims->size > 0 &&
+           LastDimension(index) == last &&
+           std::equal(dims->data, dims->data + dims->size - 1, x_dims->data);
   }
 
-  int HiddenSize(int x) const {
-    return tensor(x).dims->data[tensor(x).dims->size - 1];
+  int LastDimension(int index) const {
+    return tensor(index).dims->data[tensor(index).dims->size - 1];
   }
 
   bool IsWeight(int index, int x) const {
     const TfLiteIntArray& dims = *tensor(index).dims;
-    return IsFloat(index) && IsConstant(index) && dims.size > 0 &&
+    return IsFloat(index) && IsConstant(index) &&
+           tensor(index).sparsity == nullptr && dims.size > 0 &&
            dims.size <= tensor(x).dims->size &&
-           dims.data[dims.size - 1] == HiddenSize(x) &&
+           dims.data[dims.size - 1] == LastDimension(x) &&
            std::all_of(dims.data, dims.data + dims.size - 1,
                        [](int size) { return size == 1; });
   }
@@ -304,16 +328,24 @@ class Graph {
     return kNone;
   }
 
-  // x in the type and shape of y, or kNone.
-  int FindVariant(const Statistic& statistic, int y) const {
+  // x in the type and shape of y, or kNone. Appends the nodes behind it, which
+  // the chain then replaces, too: after them x may have no memory any more.
+  int FindVariant(const Statistic& statistic, int y,
+                  std::vector<int>* nodes) const {
+    const std::size_t size = nodes->size();
     for (int x : statistic.factors) {
-      for (; x != kNone; x = Before(x)) {
+      nodes->resize(size);
+      while (x != kNone) {
         if (tensor(x).type == tensor(y).type &&
-            HasRowsOf(x, y, HiddenSize(y))) {
+            HasRowsOf(x, y, LastDimension(y))) {
           return x;
         }
+        const int before = Before(x);
+        if (before != kNone) nodes->push_back(producers_[x]);
+        x = before;
       }
     }
+    nodes->resize(size);
     return kNone;
   }
 
@@ -348,9 +380,7 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
   // chain so far that is an RMSNorm.
   RmsNormChain best;
   std::vector<int> best_nodes;
-  // Not copied: GCC 11's copy constructor needs a newer libstdc++ than all
-  // else.
-  std::vector<int> nodes = std::move(statistic.nodes);
+  std::vector<int>& nodes = statistic.nodes;
   bool inverted = statistic.inverted;
   bool has_x = false;
   int weight = kNone;
@@ -374,7 +404,8 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
     } else if (builtin == kTfLiteBuiltinMul) {
       const int other = Input(user, Input(user, 0) == index ? 1 : 0);
       if (!inverted || other == index) break;
-      if (!has_x && !HasRowsOf(index, x, weight == kNone ? 1 : HiddenSize(x))) {
+      if (!has_x &&
+          !HasRowsOf(index, x, weight == kNone ? 1 : LastDimension(x))) {
         break;
       }
       int product = kNone;
@@ -394,9 +425,13 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
     }
     nodes.push_back(user);
     index = Output(user);
-    if (!has_x || !HasRowsOf(index, x, HiddenSize(x))) continue;
-    const int variant = FindVariant(statistic, index);
-    if (variant == kNone ||
+    if (!has_x || !HasRowsOf(index, x, LastDimension(x))) continue;
+    // Not copied by construction, for which GCC 11 needs a newer libstdc++ than
+    // for all else.
+    std::vector<int> candidate;
+    candidate.assign(nodes.begin(), nodes.end());
+    const int variant = FindVariant(statistic, index, &candidate);
+    if (variant == kNone || !IsClosed(candidate, index) ||
         (weight != kNone && tensor(weight).type != tensor(index).type &&
          tensor(weight).type != kTfLiteFloat32)) {
       continue;
@@ -404,9 +439,9 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
     best.x = variant;
     best.weight = weight;
     best.y = index;
-    best_nodes.assign(nodes.begin(), nodes.end());
+    best_nodes = std::move(candidate);
   }
-  if (best_nodes.empty() || !IsClosed(best_nodes, best.y)) return std::nullopt;
+  if (best_nodes.empty()) return std::nullopt;
   std::sort(best_nodes.begin(), best_nodes.end());
   best_nodes.erase(std::unique(best_nodes.begin(), best_nodes.end()),
                    best_nodes.end());

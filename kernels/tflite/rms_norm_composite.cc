@@ -1,5 +1,6 @@
 #include "kernels/tflite/rms_norm_composite.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -60,6 +61,13 @@ bool SameTypeAndRank(const TfLiteTensor& a, const TfLiteTensor& b) {
   return a.type == b.type && a.dims->size == b.dims->size;
 }
 
+// Whether all dimensions but the last are the same.
+bool SameRows(const TfLiteTensor& a, const TfLiteTensor& b) {
+  return a.dims->size == b.dims->size && a.dims->size > 0 &&
+         std::equal(a.dims->data, a.dims->data + a.dims->size - 1,
+                    b.dims->data);
+}
+
 // Follows the values through the nodes of a decomposition.
 class Decomposition {
  public:
@@ -109,6 +117,7 @@ class Decomposition {
     }
     if (num_results != 1 || x_ < 0 || !SameTypeAndRank(x, tensor(x_)) ||
         !SameTypeAndRank(x, tensor(result)) ||
+        !SameRows(tensor(x_), tensor(result)) ||
         (weight_ >= 0) != (weight != nullptr)) {
       return false;
     }
@@ -222,7 +231,7 @@ class Decomposition {
 
   // Whether a row statistic broadcasts along the rows of x.
   bool IsPerRow(int index) const {
-    return tensor(index).dims->size == tensor(x_).dims->size &&
+    return SameRows(tensor(index), tensor(x_)) &&
            LastDimension(tensor(index)) == 1;
   }
 

@@ -15,8 +15,10 @@ inline constexpr char kRmsNormCompositeName[] = "odml.rms_norm";
 // The decomposition is what a composite means, so it is read, too: it must
 // normalize over the last dimension with the epsilon of the attributes and
 // multiply by nothing but the weight. (litert-torch's RMSNorm with with_scale
-// hides a second scale as a constant in there.) Never reports an error: the
-// runtime can always run the decomposition of what is not claimed.
+// hides a second scale as a constant in there.) The interface does not tell
+// which tensor is the decomposition's output: it is taken for the one that no
+// node reads. What is not claimed is no error: the runtime can always run the
+// decomposition.
 //
 // To be called from TfLiteDelegate::Prepare.
 bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,

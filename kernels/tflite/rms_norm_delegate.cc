@@ -5,7 +5,7 @@
 // in every subgraph, and leaves all else to the runtime.
 //
 // Options:
-//   num_threads      1 to 256; default is the interpreter's.
+//   num_threads      1 to 256; default is what the first interpreter has.
 //   fuse_primitives  0 or 1; default 0. Whether RMSNorm that is written as
 //                    primitive operators is run, too (rms_norm_chain.h).
 //
@@ -34,7 +34,7 @@ namespace {
 
 struct Delegate {
   TfLiteDelegate base{};
-  int num_threads = 0;  // 0: the interpreter's.
+  int num_threads = 0;  // 0: the first interpreter's.
   int fuse_primitives = 0;
   std::mutex pool_mutex;
   std::unique_ptr<ThreadPool> pool;

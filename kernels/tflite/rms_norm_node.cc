@@ -155,15 +155,35 @@ TfLiteStatus RmsNormNode::PrepareOutput(TfLiteContext* context, int index,
   return context->ResizeTensor(context, &output, shape);
 }
 
-TfLiteStatus RmsNormNode::CheckBytes(TfLiteContext* context,
-                                     const TfLiteTensor& x) const {
-  const std::size_t bytes =
-      params_.rows * params_.hidden_size * SizeOf(params_.type);
-  if (x.bytes == bytes) return kTfLiteOk;
-  return Error(context, "x of shape " + ShapeName(x.dims) + " and type " +
-                            TypeName(x.type) + " must have " +
-                            std::to_string(bytes) + " bytes, got " +
-                            std::to_string(x.bytes));
+std::size_t RmsNormNode::Bytes(int index) const {
+  const std::size_t elements =
+      params_.hidden_size * (index == weight_ ? 1 : params_.rows);
+  return elements *
+         SizeOf(index == weight_ ? params_.weight_type : params_.type);
+}
+
+TfLiteStatus RmsNormNode::CheckStorage(TfLiteContext* context, int index,
+                                       const char* operand) const {
+  const TfLiteTensor& tensor = context->tensors[index];
+  if (tensor.sparsity != nullptr) {
+    return Error(context,
+                 std::string(operand) + " must be dense, it is sparse");
+  }
+  // The branch of an IF and the inside of a composite are prepared before their
+  // inputs have memory; Invoke looks again.
+  return tensor.bytes == 0 || tensor.bytes == Bytes(index)
+             ? kTfLiteOk
+             : WrongBytes(context, index, operand);
+}
+
+TfLiteStatus RmsNormNode::WrongBytes(TfLiteContext* context, int index,
+                                     const char* operand) const {
+  const TfLiteTensor& tensor = context->tensors[index];
+  return Error(context, std::string(operand) + " of shape " +
+                            ShapeName(tensor.dims) + " and type " +
+                            TypeName(tensor.type) + " must have " +
+                            std::to_string(Bytes(index)) + " bytes, got " +
+                            std::to_string(tensor.bytes));
 }
 
 TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
@@ -185,20 +205,16 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
   const int rank = x.dims->size;
   const bool negative = std::any_of(x.dims->data, x.dims->data + rank,
                                     [](int dim) { return dim < 0; });
-  if (rank < 1 || negative || x.dims->data[rank - 1] == 0) {
-    return Error(context,
-                 "x must have at least one dimension and a last dimension > 0, "
-                 "got shape " +
-                     ShapeName(x.dims));
+  if (rank < 1 || negative) {
+    return Error(context, "x must have at least one dimension, got shape " +
+                              ShapeName(x.dims));
   }
   params_.hidden_size = static_cast<std::size_t>(x.dims->data[rank - 1]);
   params_.rows = 1;
   for (int i = 0; i < rank - 1; ++i) {
     params_.rows *= static_cast<std::size_t>(x.dims->data[i]);
   }
-  // The branch of an IF and the inside of a composite are prepared before their
-  // inputs have memory; Invoke looks again.
-  if (x.bytes != 0 && CheckBytes(context, x) != kTfLiteOk) return kTfLiteError;
+  if (CheckStorage(context, x_, "x") != kTfLiteOk) return kTfLiteError;
 
   if (add) {
     const TfLiteTensor& residual = context->tensors[residual_];
@@ -207,6 +223,9 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
                                 TypeName(x.type) + " " + ShapeName(x.dims) +
                                 ", got " + TypeName(residual.type) + " " +
                                 ShapeName(residual.dims));
+    }
+    if (CheckStorage(context, residual_, "residual") != kTfLiteOk) {
+      return kTfLiteError;
     }
   }
   if (weight_ != kTfLiteOptionalTensor) {
@@ -231,6 +250,9 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
                                 ShapeName(x.dims) + ", got " +
                                 ShapeName(weight.dims));
     }
+    if (CheckStorage(context, weight_, "weight") != kTfLiteOk) {
+      return kTfLiteError;
+    }
   }
   if (add && PrepareOutput(context, sum_, "sum") != kTfLiteOk) {
     return kTfLiteError;
@@ -238,28 +260,39 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
   return PrepareOutput(context, y_, "y");
 }
 
+bool RmsNormNode::GetData(TfLiteContext* context, int index,
+                          const char* operand, void** data) const {
+  *data = nullptr;
+  if (index == kTfLiteOptionalTensor) return true;
+  const TfLiteTensor& tensor = context->tensors[index];
+  *data = tensor.data;
+  if (__builtin_expect(*data != nullptr && tensor.bytes == Bytes(index), 1)) {
+    return true;
+  }
+  if (*data == nullptr) {
+    Error(context,
+          std::string(operand) + " has no data; were the tensors allocated?");
+  } else {
+    WrongBytes(context, index, operand);
+  }
+  return false;
+}
+
 TfLiteStatus RmsNormNode::Invoke(TfLiteContext* context,
                                  ThreadPool* pool) const {
-  if (params_.rows == 0) return kTfLiteOk;
-  const TfLiteTensor* tensors = context->tensors;
-  if (CheckBytes(context, tensors[x_]) != kTfLiteOk) return kTfLiteError;
-  const void* x = tensors[x_].data;
-  void* y = tensors[y_].data;
-  const bool has_weight = weight_ != kTfLiteOptionalTensor;
-  const void* weight = has_weight ? tensors[weight_].data : nullptr;
-  if (x == nullptr || y == nullptr || (has_weight && weight == nullptr)) {
-    return Error(context, "a tensor has no data; were tensors allocated?");
+  if (params_.rows == 0 || params_.hidden_size == 0) return kTfLiteOk;
+  void *x, *residual, *weight, *sum, *y;
+  if (!GetData(context, x_, "x", &x) ||
+      !GetData(context, residual_, "residual", &residual) ||
+      !GetData(context, weight_, "weight", &weight) ||
+      !GetData(context, sum_, "sum", &sum) || !GetData(context, y_, "y", &y)) {
+    return kTfLiteError;
   }
   if (op_ == RmsNormOp::kRmsNorm) {
     RmsNorm(params_, x, weight, y, pool);
-    return kTfLiteOk;
+  } else {
+    AddRmsNorm(params_, x, residual, weight, sum, y, pool);
   }
-  const void* residual = tensors[residual_].data;
-  void* sum = tensors[sum_].data;
-  if (residual == nullptr || sum == nullptr) {
-    return Error(context, "a tensor has no data; were tensors allocated?");
-  }
-  AddRmsNorm(params_, x, residual, weight, sum, y, pool);
   return kTfLiteOk;
 }
 

@@ -3,6 +3,7 @@
 #ifndef KERNELS_TFLITE_RMS_NORM_NODE_H_
 #define KERNELS_TFLITE_RMS_NORM_NODE_H_
 
+#include <cstddef>
 #include <string>
 
 #include "kernels/rms_norm/rms_norm.h"
@@ -59,7 +60,17 @@ class RmsNormNode {
   // Reports an error unless index names a tensor of the context.
   TfLiteStatus CheckIndex(TfLiteContext* context, int index,
                           const char* operand) const;
-  TfLiteStatus CheckBytes(TfLiteContext* context, const TfLiteTensor& x) const;
+  // How many bytes an operand takes.
+  std::size_t Bytes(int index) const;
+  // Reports an error unless the tensor is dense and as large as its shape says.
+  TfLiteStatus CheckStorage(TfLiteContext* context, int index,
+                            const char* operand) const;
+  TfLiteStatus WrongBytes(TfLiteContext* context, int index,
+                          const char* operand) const;
+  // Sets *data to that of an operand, nullptr if there is none; false after an
+  // error.
+  bool GetData(TfLiteContext* context, int index, const char* operand,
+               void** data) const;
   TfLiteStatus PrepareOutput(TfLiteContext* context, int index,
                              const char* operand) const;
 

@@ -9,6 +9,20 @@
 #include "flatbuffers/flexbuffers.h"
 
 namespace ai_edge_rms_norm {
+namespace {
+
+std::string TypeName(const flexbuffers::Reference& value) {
+  if (value.IsNull()) return "null";
+  if (value.IsBool()) return "a bool";
+  if (value.IsNumeric()) return "a number";
+  if (value.IsString() || value.IsKey()) return "a string";
+  if (value.IsBlob()) return "a blob";
+  if (value.IsMap()) return "a map";
+  if (value.IsAnyVector()) return "a vector";
+  return "a value of type " + std::to_string(value.GetType());
+}
+
+}  // namespace
 
 std::string ParseRmsNormOptions(const void* data, size_t size,
                                 RmsNormOptions* options) {
@@ -30,7 +44,9 @@ std::string ParseRmsNormOptions(const void* data, size_t size,
            " bytes)";
   }
   const flexbuffers::Reference root = flexbuffers::GetRoot(buffer.data(), size);
-  if (!root.IsMap()) return "options must be a FlexBuffers map";
+  if (!root.IsMap()) {
+    return "options must be a FlexBuffers map, got " + TypeName(root);
+  }
 
   const flexbuffers::Map map = root.AsMap();
   const flexbuffers::TypedVector keys = map.Keys();
@@ -46,7 +62,9 @@ std::string ParseRmsNormOptions(const void* data, size_t size,
   if (!has_epsilon) return "option \"epsilon\" is missing";
 
   const flexbuffers::Reference value = map["epsilon"];
-  if (!value.IsNumeric()) return "option \"epsilon\" must be a number";
+  if (!value.IsNumeric()) {
+    return "option \"epsilon\" must be a number, got " + TypeName(value);
+  }
   const double epsilon = value.AsDouble();
   if (!std::isfinite(epsilon) || epsilon <= 0.0) {
     char text[32];

@@ -88,9 +88,9 @@ TEST(RmsNormOptionsTest, RejectsOtherContent) {
   EXPECT_THAT(Error(Bytes(64, 0xff)), HasSubstr("not a valid FlexBuffer"));
   EXPECT_THAT(Error(Map([](auto&) {})), HasSubstr("\"epsilon\" is missing"));
   EXPECT_THAT(Error(Map([](auto& b) { b.String("epsilon", "1e-6"); })),
-              HasSubstr("must be a number"));
+              HasSubstr("must be a number, got a string"));
   EXPECT_THAT(Error(Map([](auto& b) { b.Bool("epsilon", true); })),
-              HasSubstr("must be a number"));
+              HasSubstr("must be a number, got a bool"));
   EXPECT_THAT(Error(Map([](auto& b) {
                 b.Double("epsilon", 1e-6);
                 b.Int("axis", 1);
@@ -100,7 +100,7 @@ TEST(RmsNormOptionsTest, RejectsOtherContent) {
   number.Double(1e-6);
   number.Finish();
   EXPECT_THAT(Error(number.GetBuffer()),
-              HasSubstr("must be a FlexBuffers map"));
+              HasSubstr("must be a FlexBuffers map, got a number"));
 }
 
 // Whatever the bytes, the answer is an error or a valid epsilon. (Reads outside

@@ -62,7 +62,6 @@ enum TfLiteBuiltinOperator : int {
   kTfLiteBuiltinRsqrt = 76,
   kTfLiteBuiltinPow = 78,
   kTfLiteBuiltinSquare = 92,
-  kTfLiteBuiltinBroadcastTo = 130,
   kTfLiteBuiltinStablehloComposite = 206,
 };
 
