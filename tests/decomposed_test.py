@@ -37,6 +37,7 @@ _FORMULAS = {
     "reciprocal": lambda x, w: w * (mean_square(x).sqrt().reciprocal() * x),
     "power": lambda x, w: w * (x * mean_square(x) ** -0.5),
     "weight_first": lambda x, w: x * (torch.rsqrt(mean_square(x)) * w),
+    "weighted_x": lambda x, w: w * x * torch.rsqrt(mean_square(x)),
     "product": lambda x, w: x * torch.rsqrt((x * x).mean(2, True) + 1e-4) * w,
     "unsqueezed": lambda x, w: (
         x * torch.rsqrt(x.pow(2).mean(-1) + 1e-4).unsqueeze(-1) * w
@@ -51,6 +52,9 @@ _OTHERS = {
     ),
     "two_dimensions": lambda x, w: (
         x * torch.rsqrt(x.square().mean((1, 2), keepdim=True) + 1e-4) * w
+    ),
+    "all_dimensions": lambda x, w: (
+        x * torch.rsqrt(x.square().mean(dim=None, keepdim=True) + 1e-4) * w
     ),
     "no_epsilon": lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True)) * w,
     "computed_epsilon": lambda x, w: (
@@ -219,6 +223,20 @@ class ConvertTest(parameterized.TestCase):
         self.assertLen(subgraph.operators, 1)
         self.assertLen(model.nodes(), 1)
         self.assertEmpty(arn.convert(module, (x,)).nodes())
+        np.testing.assert_allclose(
+            model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-6
+        )
+
+    @parameterized.parameters("stablehlo_custom_call", "custom", "composite")
+    def test_composites(self, encoding):
+        """litert-torch's layer marks its inside by default, as a ModelConfig has it."""
+        module = torch.nn.Sequential(
+            normalization.RMSNorm(_SIZE, enable_hlfb=True),
+            torch.nn.RMSNorm(_SIZE, eps=1e-5),
+        ).eval()
+        x = random(2, 3, _SIZE)
+        model = arn.convert(module, (x,), fuse_decomposed=True, encoding=encoding)
+        self.assertEqual([n.encoding.value for n in model.nodes()], [encoding] * 2)
         np.testing.assert_allclose(
             model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-6
         )

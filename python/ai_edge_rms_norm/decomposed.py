@@ -102,6 +102,7 @@ class _Match:
         if (
             not shape
             or not isinstance(_value(x).shape[-1], int)
+            or mean.args[1] is None  # Over all dimensions.
             or [d % len(shape) for d in mean.args[1]] != [len(shape) - 1]
             or not 0 < self.epsilon < float("inf")
         ):
@@ -128,6 +129,20 @@ class _Match:
             and isinstance(node.args[1], Node)
             and _source(node.args[0]) is _source(node.args[1])
         )
+
+    @staticmethod
+    def _scales(node, x: Node) -> Node | None:
+        """Returns the weight of a node that computes x * weight."""
+        if not isinstance(node, Node) or node.target != _ATEN.mul.Tensor:
+            return None
+        for a, b in (node.args, node.args[::-1]):
+            if (
+                _source(a) is _source(x)
+                and _value(b) is not None
+                and _shape(b) == _shape(x)[-1:]
+            ):
+                return b
+        return None
 
     def _forward(self, root: Node, x: Node, chain: set[Node], inverted: bool):
         shape, source = _shape(x), _source(x)
@@ -158,6 +173,12 @@ class _Match:
                     if _shape(node) != [*shape[:-1], shape[-1] if weights else "1"]:
                         break
                     has_x = True
+                elif not has_x and (weight := self._scales(other, x)) is not None:
+                    if weights or _shape(node) != [*shape[:-1], "1"]:
+                        break
+                    chain.add(other)
+                    weights.append(weight)
+                    has_x = True
                 elif _value(other) is not None and _shape(other) == shape[-1:]:
                     if not has_x and _shape(node) != [*shape[:-1], "1"] and not weights:
                         break
@@ -178,6 +199,24 @@ class _Match:
                 node is self.output or self.chain.issuperset(_users(node))
                 for node in self.chain
             )
+
+
+def _inside_composites(graph: Graph) -> set[Node]:
+    """Returns the nodes between the marks that make a composite of them.
+
+    The marks are `mark_tensor(x, name, pos, id, is_input, attr)` of litert-torch and
+    ai-edge-torch.
+    """
+    inside: dict[Node, set[str]] = {}
+    for node in graph.nodes:
+        ids = set().union(*(inside[i] for i in node.all_input_nodes))
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.name.endswith("::mark_tensor"):
+            names = (argument.name for argument in schema.arguments)
+            arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
+            (ids.add if arguments["is_input"] else ids.discard)(arguments["id"])
+        inside[node] = ids
+    return {node for node, ids in inside.items() if ids}
 
 
 def _weight(graph: Graph, weights: list[Node], x: Node) -> Node | None:
@@ -208,7 +247,10 @@ def fuse_decomposed(program: torch.export.ExportedProgram) -> int:
     """Makes one operator of every RMSNorm in an exported program, in place.
 
     A norm whose intermediates something else uses is left alone, as are those over
-    other dimensions than the last one and those with an epsilon that is no number.
+    other dimensions than the last one, those with an epsilon that is no number and
+    those inside of a composite (`StableHLOCompositeBuilder`, enable_hlfb), which is
+    what its decomposition computes. A composite `odml.rms_norm` becomes our operator
+    in the finished file.
 
     Args:
       program: An exported program at ATen level (after `run_decompositions`, which
@@ -218,9 +260,14 @@ def fuse_decomposed(program: torch.export.ExportedProgram) -> int:
       The number of norms that were fused.
     """
     graph = program.graph_module.graph
+    inside_composites = _inside_composites(graph)
     count = 0
     for node in list(graph.nodes):
-        if node.op != "call_function" or _value(node) is None:
+        if (
+            node.op != "call_function"
+            or _value(node) is None
+            or node in inside_composites
+        ):
             continue
         match = _Match(node)
         if not match.found:

@@ -143,7 +143,8 @@ def find_nodes(model: schema.ModelT) -> list[RmsNormNode]:
         for o, operator in enumerate(subgraph.operators):
             try:
                 decoded = _decode(model, operator)
-                if decoded:
+                # A composite may have any; what it computes is looked at later.
+                if decoded and decoded[0] != Encoding.COMPOSITE:
                     _check_operands(operator, decoded[1])
             except ValueError as error:
                 raise ValueError(f"subgraph {s}, operator {o}: {error}") from error
@@ -341,29 +342,37 @@ def _computes_rms_norm(
     alone = copy.copy(model)
     alone.subgraphs, alone.signatureDefs = [subgraph], None
     used = {tensor.buffer for tensor in subgraph.tensors}
-    # Without the weights of everything else.
+    # Without the weights of everything else, and without its operators, of which the
+    # runtime may not know every one.
     alone.buffers = [
         buffer if i in used else schema.BufferT()
         for i, buffer in enumerate(model.buffers)
     ]
+    codes = {operator.opcodeIndex for operator in subgraph.operators}
+    alone.operatorCodes = [
+        model.operatorCodes[i if i in codes else min(codes, default=0)]
+        for i in range(len(model.operatorCodes))
+    ]
+    rng = np.random.default_rng(0)
+    inputs = []
     try:
         interpreter = litert.Interpreter(model_content=flatbuffer.to_bytes(alone))
         interpreter.allocate_tensors()
+        for detail in interpreter.get_input_details():
+            # So small that epsilon matters as much as the mean square.
+            scale = np.sqrt(epsilon) if not inputs else 1.0
+            value = scale * rng.standard_normal(detail["shape"])
+            inputs.append(value.astype(detail["dtype"]))
+            interpreter.set_tensor(detail["index"], inputs[-1])
+        interpreter.invoke()
     except (RuntimeError, ValueError):
-        return False  # Other composites inside, or what this runtime does not know.
-    rng = np.random.default_rng(0)
-    inputs = []
-    for detail in interpreter.get_input_details():
-        # So small that epsilon matters as much as the mean square.
-        scale = np.sqrt(epsilon) if not inputs else 1.0
-        value = scale * rng.standard_normal(detail["shape"])
-        inputs.append(value.astype(detail["dtype"]))
-        interpreter.set_tensor(detail["index"], inputs[-1])
+        return False  # It refers to other subgraphs, or the runtime does not know it.
+    y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    if not all(np.issubdtype(value.dtype, np.floating) for value in (y, *inputs)):
+        return False
     x, *weight = [value.astype(np.float64) for value in inputs]
     if weight and weight[0].shape != x.shape[-1:]:
         return False
-    interpreter.invoke()
-    y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
     expected = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon)
     expected *= weight[0] if weight else 1.0
     resolution = np.finfo(inputs[0].dtype).eps
