@@ -55,5 +55,5 @@ tensorflow_release = repository_rule(
 )
 
 def tensorflow_repositories():
-    """Declares @tensorflow_release, for WORKSPACE."""
+    """Declares @tensorflow_release; WORKSPACE and extension.bzl call it."""
     tensorflow_release(name = "tensorflow_release", sha256 = SHA256, url = URL)
