@@ -11,6 +11,8 @@
 // not their type.
 //
 // Never include this header together with TensorFlow Lite's own.
+//
+// Restated from TensorFlow, copyright The TensorFlow Authors, Apache-2.0.
 #ifndef KERNELS_TFLITE_TFLITE_C_API_H_
 #define KERNELS_TFLITE_TFLITE_C_API_H_
 
