@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import flatbuffer
+from ai_edge_rms_norm import flatbuffer, front_end
 from benchmarks import timing
 from demo import transformer
 
@@ -162,8 +162,11 @@ def main(_) -> None:
     folder = pathlib.Path(os.environ.get("BUILD_WORKING_DIRECTORY", ".")) / folder
     agrees = _run(console, folder)
     versions = ", ".join(
-        f"{name} {metadata.version(name)}"
-        for name in ("torch", "litert-torch", "ai-edge-litert")
+        (
+            f"torch {metadata.version('torch')}",
+            front_end.NAME,
+            f"ai-edge-litert {metadata.version('ai-edge-litert')}",
+        )
     )
     console.print(
         f"{platform.machine()}, {os.cpu_count()} CPUs, kernel variant"

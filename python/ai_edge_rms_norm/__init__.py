@@ -90,8 +90,8 @@ def __getattr__(name: str):
         module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{__name__}.{name} needs the package {error.name!r}:"
-            " pip install 'ai-edge-rms-norm[convert]'",
+            f"{__name__}.{name} needs the package {error.name!r}, which the extra"
+            " [convert] of the wheel installs; on ARM64 see Install in the README",
             name=error.name,
         ) from error
     return getattr(module, name)

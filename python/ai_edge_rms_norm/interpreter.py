@@ -22,8 +22,8 @@ _DELEGATE = pathlib.Path(__file__).parent / "_native" / "librms_norm_delegate.so
 def delegate_path() -> str:
     """Returns the path of the plugin, an external delegate for any TFLite runtime.
 
-    For example `tf.lite.experimental.load_delegate(delegate_path())`. It claims the
-    operators in the `custom` encoding.
+    For example `tf.lite.experimental.load_delegate(delegate_path())`. It runs the
+    operators in the encodings `custom` and `composite`.
 
     Raises:
       FileNotFoundError: The package was built without the plugin.
@@ -90,9 +90,9 @@ def _resolve_custom_calls(content, name: str) -> bytes | None:
 class Interpreter(litert.Interpreter):
     """A LiteRT interpreter that runs `ai_edge_torch.rms_norm` and `add_rms_norm`.
 
-    It accepts the encodings `stablehlo_custom_call` and `custom`, which run on the
-    fused kernels, and `composite`. Everything else is the stock interpreter's: pass
-    its arguments, use its methods (signatures, resize_tensor_input, ...).
+    All three encodings run on the fused kernels, a composite where its decomposition
+    is an RMSNorm. Everything else is the stock interpreter's: pass its arguments, use
+    its methods (signatures, resize_tensor_input, ...).
 
     Args:
       model_path: Path of a .tflite.
