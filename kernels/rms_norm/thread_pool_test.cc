@@ -94,6 +94,7 @@ TEST(ThreadPoolTest, UsesItsWorkers) {
   EXPECT_EQ(NumThreadsUsed(pool), 2u);
 }
 
+// Jobs that find the workers spinning, falling asleep and asleep.
 TEST(ThreadPoolTest, SurvivesPausesOfAnyLength) {
   ThreadPool pool(3);
   for (int i = 0; i < 3000; ++i) {
