@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <string>
+#include <utility>
 
 #include "kernels/rms_norm/thread_pool.h"
 
@@ -260,39 +261,50 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
   return PrepareOutput(context, y_, "y");
 }
 
-bool RmsNormNode::GetData(TfLiteContext* context, int index,
-                          const char* operand, void** data) const {
-  *data = nullptr;
-  if (index == kTfLiteOptionalTensor) return true;
-  const TfLiteTensor& tensor = context->tensors[index];
-  *data = tensor.data;
-  if (__builtin_expect(*data != nullptr && tensor.bytes == Bytes(index), 1)) {
-    return true;
+TfLiteStatus RmsNormNode::NotReady(TfLiteContext* context) const {
+  const std::pair<const char*, int> operands[] = {{"x", x_},
+                                                  {"residual", residual_},
+                                                  {"weight", weight_},
+                                                  {"sum", sum_},
+                                                  {"y", y_}};
+  for (const auto& [operand, index] : operands) {
+    if (index == kTfLiteOptionalTensor) continue;
+    if (context->tensors[index].data == nullptr) {
+      return Error(context, std::string(operand) +
+                                " has no data; were the tensors allocated?");
+    }
+    if (context->tensors[index].bytes != Bytes(index)) {
+      return WrongBytes(context, index, operand);
+    }
   }
-  if (*data == nullptr) {
-    Error(context,
-          std::string(operand) + " has no data; were the tensors allocated?");
-  } else {
-    WrongBytes(context, index, operand);
-  }
-  return false;
+  return kTfLiteError;
 }
 
 TfLiteStatus RmsNormNode::Invoke(TfLiteContext* context,
                                  ThreadPool* pool) const {
   if (params_.rows == 0 || params_.hidden_size == 0) return kTfLiteOk;
-  void *x, *residual, *weight, *sum, *y;
-  if (!GetData(context, x_, "x", &x) ||
-      !GetData(context, residual_, "residual", &residual) ||
-      !GetData(context, weight_, "weight", &weight) ||
-      !GetData(context, sum_, "sum", &sum) || !GetData(context, y_, "y", &y)) {
-    return kTfLiteError;
+  const TfLiteTensor* tensors = context->tensors;
+  const std::size_t bytes = Bytes(x_);
+  const auto is_ready = [bytes](const TfLiteTensor& tensor) {
+    return tensor.data != nullptr && tensor.bytes == bytes;
+  };
+  const TfLiteTensor& x = tensors[x_];
+  const TfLiteTensor& y = tensors[y_];
+  bool ready = is_ready(x) && is_ready(y);
+  const void* weight = nullptr;
+  if (weight_ != kTfLiteOptionalTensor) {
+    weight = tensors[weight_].data;
+    ready &= weight != nullptr && tensors[weight_].bytes == Bytes(weight_);
   }
   if (op_ == RmsNormOp::kRmsNorm) {
-    RmsNorm(params_, x, weight, y, pool);
-  } else {
-    AddRmsNorm(params_, x, residual, weight, sum, y, pool);
+    if (!ready) return NotReady(context);
+    RmsNorm(params_, x.data, weight, y.data, pool);
+    return kTfLiteOk;
   }
+  const TfLiteTensor& residual = tensors[residual_];
+  const TfLiteTensor& sum = tensors[sum_];
+  if (!ready || !is_ready(residual) || !is_ready(sum)) return NotReady(context);
+  AddRmsNorm(params_, x.data, residual.data, weight, sum.data, y.data, pool);
   return kTfLiteOk;
 }
 

@@ -67,10 +67,8 @@ class RmsNormNode {
                             const char* operand) const;
   TfLiteStatus WrongBytes(TfLiteContext* context, int index,
                           const char* operand) const;
-  // Sets *data to that of an operand, nullptr if there is none; false after an
-  // error.
-  bool GetData(TfLiteContext* context, int index, const char* operand,
-               void** data) const;
+  // Reports the first operand that has no data or the wrong size.
+  TfLiteStatus NotReady(TfLiteContext* context) const;
   TfLiteStatus PrepareOutput(TfLiteContext* context, int index,
                              const char* operand) const;
 
