@@ -246,17 +246,30 @@ class FileTest(parameterized.TestCase):
         def operator(model):
             return model.subgraphs[0].operators[0]
 
+        def call_subgraph_77(model):
+            operator(model).builtinOptions2 = None
+            operator(model).builtinOptions2Type = 0
+            operator(model).builtinOptionsType = schema.BuiltinOptions.CallOnceOptions
+            operator(model).builtinOptions = schema.CallOnceOptionsT(77)
+
         for edit, message in (
             (lambda m: setattr(operator(m), "opcodeIndex", 9), "operator code 9"),
             (lambda m: setattr(operator(m), "inputs", [99]), "tensor 99"),
             (lambda m: setattr(m.subgraphs[0].tensors[0], "buffer", 77), "buffer 77"),
             (lambda m: setattr(m.signatureDefs[0], "subgraphIndex", 5), "subgraph 5"),
+            (lambda m: setattr(m, "metadataBuffer", [66]), "buffer 66"),
+            (call_subgraph_77, "subgraph 77"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 arn.translate(change(edit), "custom")
         wrong = change(lambda m: setattr(m.subgraphs[0].operators[0], "outputs", []))
         with self.assertRaisesRegex(ValueError, "must have 1 or 2 inputs and 1 output"):
             arn.Model(wrong).nodes()
+
+    def test_optional_outputs(self):
+        model = flatbuffer.read(norm())
+        model.subgraphs[0].outputs = [*model.subgraphs[0].outputs, -1]
+        self.assertLen(arn.Model(flatbuffer.to_bytes(model)).nodes(), 1)
 
     def test_custom_options_outside_the_flatbuffer(self):
         model = flatbuffer.read(arn.translate(norm(), "custom"))
@@ -307,6 +320,13 @@ class WriteFileTest(absltest.TestCase):
             flatbuffer.write_file(pipe, b"content")
             self.assertEqual(read.result(), b"content")
         self.assertTrue(pipe.is_fifo())
+
+    def test_pipe_without_a_name(self):
+        reader, writer = os.pipe()
+        flatbuffer.write_file(f"/dev/fd/{writer}", b"content")
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            self.assertEqual(file.read(), b"content")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """RMSNorm in finished files: what converters write, and what must not be taken."""
 
+import copy
 import os
 import pathlib
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
+from flatbuffers import flexbuffers
 from litert_torch.backend import composite
 from litert_torch.generative.layers import normalization
 from transformers.models.gemma3 import modeling_gemma3
@@ -278,6 +280,31 @@ class ConverterTest(parameterized.TestCase):
         self.assertIn("no attribute epsilon", refused.reason)
         self.assertLen(model.nodes(), 1)
 
+    def test_composites_with_one_decomposition(self):
+        """One is fused, the other, of somebody else, still needs it."""
+        x = torch.from_numpy(random(2, SIZE))
+        module = torch.nn.Sequential(normalization.RMSNorm(SIZE, enable_hlfb=True))
+        tree = flatbuffer.read(litert_torch.convert(module, (x,)).model_content())
+        (main, _), tree.signatureDefs = tree.subgraphs, None
+        (first,) = main.operators
+        second = copy.deepcopy(first)
+        second.builtinOptions2.compositeAttributes = np.frombuffer(
+            flexbuffers.Dumps({"variance_epsilon": 1e-6}), np.uint8
+        )
+        main.tensors.append(copy.deepcopy(main.tensors[int(first.outputs[0])]))
+        second.outputs = [len(main.tensors) - 1]
+        main.operators.append(second)
+        main.outputs = [*main.outputs, *second.outputs]
+        content = flatbuffer.to_bytes(tree)
+        model, report = arn.fuse(content)
+        self.assertLen(report.fused, 1)
+        for actual, expected in zip(
+            run(bytes(model), x.numpy(), fused=True),
+            run(content, x.numpy()),
+            strict=True,
+        ):
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
 
 class ChainTest(parameterized.TestCase):
     """Chains as TensorFlow, Keras and onnx2tf write them."""
@@ -446,6 +473,32 @@ class RefusalTest(parameterized.TestCase):
         flatbuffer.set_metadata(graph.model, "model_control_dependencies", b"\0")
         with self.assertRaisesRegex(ValueError, "model_control_dependencies"):
             arn.fuse(graph.content(*outputs))
+
+    @parameterized.parameters("CAST", "RESHAPE")
+    def test_operators_in_a_circle(self, name):
+        g = Graph()
+        g.input((2, SIZE))
+        before = g.tensor((2, SIZE))
+        g(name, before, shape=(2, SIZE))
+        g.subgraph.operators[-1].outputs = [before]
+        self.assertEmpty(arn.fuse(g.content(g("RSQRT", before)))[1].fused)
+
+    def test_operators_in_a_circle_behind_the_root(self):
+        g, _ = tensorflow_graph()
+        inverse = g.subgraph.operators[3].outputs[0]
+        g.subgraph.operators = g.subgraph.operators[:4]
+        back = g.tensor((2, 3, 1))
+        forth = g("RESHAPE", inverse, back, shape=(2, 3, 1))
+        g("CAST", forth, shape=(2, 3, 1))
+        g.subgraph.operators[-1].outputs = [back]
+        self.assertEmpty(arn.fuse(g.content(forth))[1].fused)
+
+    @parameterized.parameters("inputs", "outputs")
+    def test_operator_without_operands(self, field):
+        g, outputs = tensorflow_graph()
+        setattr(g.subgraph.operators[3], field, [])
+        with self.assertRaisesRegex(ValueError, "operator 3, RSQRT, must have"):
+            arn.fuse(g.content(*outputs))
 
     def test_bad_input(self):
         with self.assertRaisesRegex(ValueError, "no .tflite"):

@@ -158,6 +158,11 @@ class NormTest(parameterized.TestCase):
         tolerance = torch.finfo(dtype).eps
         torch.testing.assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
 
+    def test_default_epsilon_of_another_dtype(self):
+        norm = torch.nn.RMSNorm(_SIZE).to(torch.float8_e4m3fn)
+        (refused,) = arn.replace_rms_norm(torch.nn.Sequential(norm)).refused
+        self.assertIn("float8_e4m3fn", refused.reason)
+
     @parameterized.parameters("llama", "gemma3", "t5")
     def test_half_precision_weight_of_float32_input(self, name):
         make = next(norm[1] for norm in _NORMS if norm[0] == name)

@@ -181,6 +181,15 @@ class AutogradTest(parameterized.TestCase):
                 torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
             )
 
+    def test_forward_mode_in_compiled_code(self):
+        x, tangent = random(3, 5), random(3, 5, seed=1)
+
+        def derivative(function):
+            return torch.func.jvp(function, (x,), (tangent,))[1]
+
+        compiled = torch.compile(lambda: derivative(arn.rms_norm), backend="eager")
+        torch.testing.assert_close(compiled(), derivative(reference).float())
+
     def test_transforms_of_torch_func(self):
         x = random(3, 5, dtype=torch.float64)
         for transform in (torch.func.grad, torch.func.hessian):

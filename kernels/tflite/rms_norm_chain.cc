@@ -385,9 +385,11 @@ std::optional<RmsNormChain> Graph::Match(int root) const {
   bool has_x = false;
   int weight = kNone;
   int index = Output(root);
+  int last = root;
   while (consumers_[index].size() == 1) {
     const int user = consumers_[index][0];
-    if (!IsPlain(user) || !IsFloat(Output(user))) break;
+    if (user <= last || !IsPlain(user) || !IsFloat(Output(user))) break;
+    last = user;
     const int builtin = Builtin(user);
     if (IsReshape(builtin)) {
       if (has_x || weight != kNone) break;

@@ -172,12 +172,15 @@ def _check_references(model: schema.ModelT) -> None:
             "a tensor refers to buffer", [t.buffer for t in subgraph.tensors], buffers
         )
         for indices in (subgraph.inputs, subgraph.outputs):
-            check(f"subgraph {s} has as input or output the tensor", indices, tensors)
+            name = f"subgraph {s} has as input or output the tensor"
+            check(name, indices, tensors, _OPTIONAL_TENSOR)
         for o, operator in enumerate(subgraph.operators):
             name = f"subgraph {s}, operator {o}"
             check(f"{name} has operator code", [operator.opcodeIndex], codes)
             for indices in (operator.inputs, operator.outputs, operator.intermediates):
                 check(f"{name} refers to tensor", indices, tensors, _OPTIONAL_TENSOR)
+            called = _called_subgraphs(operator)
+            check(f"{name} refers to subgraph", called, len(model.subgraphs))
     for signature in model.signatureDefs or ():
         index = signature.subgraphIndex
         check("a signature refers to subgraph", [index], len(model.subgraphs))
@@ -185,6 +188,7 @@ def _check_references(model: schema.ModelT) -> None:
         tensors = len(model.subgraphs[index].tensors)
         check("a signature refers to tensor", [e.tensorIndex for e in entries], tensors)
     check("metadata refer to buffer", [m.buffer for m in model.metadata or ()], buffers)
+    check("metadata_buffer refers to buffer", model.metadataBuffer, buffers)
 
 
 def load(path: str | os.PathLike) -> schema.ModelT:
@@ -286,13 +290,14 @@ def write_file(
     Raises:
       OSError: The file cannot be written.
     """
-    path = pathlib.Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     chunks = _chunks(content) if isinstance(content, schema.ModelT) else [content]
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+    # Before links are followed: that of /dev/stdout may lead to no name.
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
         with open(path, "wb") as file:
             file.writelines(chunks)
         return
+    path = pathlib.Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -386,9 +391,30 @@ def _renumber_subgraphs(holder, renumber: Callable[[int], int]) -> None:
             setattr(holder, name, [renumber(index) for index in value])
 
 
+def _called_subgraphs(operator: schema.OperatorT) -> set[int]:
+    """Returns the subgraphs that an operator's options refer to."""
+    called = set()
+
+    def note(index: int) -> int:
+        called.add(index)
+        return index
+
+    for options in (operator.builtinOptions, operator.builtinOptions2):
+        _renumber_subgraphs(options, note)
+    return called
+
+
 def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
-    """Removes subgraphs that nothing refers to, and the buffers only they used."""
-    if not dropped:
+    """Removes subgraphs and the buffers only they used; not what others refer to."""
+    used = {signature.subgraphIndex for signature in model.signatureDefs or ()}
+    while dropped:
+        for i, subgraph in enumerate(model.subgraphs):
+            if i not in dropped:
+                used.update(*map(_called_subgraphs, subgraph.operators))
+        if not dropped & used:
+            break
+        dropped = dropped - used  # These may use others.
+    else:
         return
     candidates = {t.buffer for i in dropped for t in model.subgraphs[i].tensors}
     kept = [i for i in range(len(model.subgraphs)) if i not in dropped]

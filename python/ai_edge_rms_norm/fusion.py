@@ -34,6 +34,12 @@ _OP = schema.BuiltinOperator
 _TYPE = schema.TensorType
 _OPERATOR_NAMES = {v: k for k, v in vars(_OP).items() if k.isupper()}
 _FLOAT_DTYPES = {_TYPE.FLOAT32: np.float32, _TYPE.FLOAT16: np.float16}
+# Of the operators that may be part of an RMSNorm.
+_NUM_INPUTS = {
+    **dict.fromkeys((_OP.ADD, _OP.DIV, _OP.MEAN, _OP.MUL, _OP.POW), 2),
+    **dict.fromkeys((_OP.CAST, _OP.DEQUANTIZE, _OP.EXPAND_DIMS, _OP.RESHAPE), 1),
+    **dict.fromkeys((_OP.RSQRT, _OP.SQRT, _OP.SQUARE), 1),
+}
 _HALF_TYPES = (_TYPE.FLOAT16, _TYPE.BFLOAT16)
 _FLOAT_TYPES = (_TYPE.FLOAT32, *_HALF_TYPES)
 # Written by the converter when the order of operators is not that of the data; it
@@ -153,13 +159,33 @@ class _Graph:
                 self._producers[int(i)] = o
             for i in {int(i) for i in self.inputs(o)}:
                 self._consumers[i].append(o)
+            self._check_operands(o)
+        # Runtimes do not check the order either; a walk back could go in a circle.
+        for tensor, users in self._consumers.items():
+            if users[0] <= self._producers.get(tensor, -1):
+                del self._producers[tensor]
+
+    def _check_operands(self, operator: int) -> None:
+        expected = _NUM_INPUTS.get(self.builtin(operator))
+        inputs = self.inputs(operator)
+        if expected and (
+            sum(i >= 0 for i in inputs[:expected]) < expected
+            or self.output(operator) < 0
+        ):
+            raise ValueError(
+                f"operator {operator}, {_OPERATOR_NAMES[self.builtin(operator)]}, must"
+                f" have an output and inputs from 0 to {expected - 1}, its inputs are"
+                f" {inputs} and its output {self.output(operator)}"
+            )
 
     def inputs(self, operator: int) -> list[int]:
         inputs = self.operators[operator].inputs
         return [] if inputs is None else [int(i) for i in inputs]
 
     def output(self, operator: int) -> int:
-        return int(self.operators[operator].outputs[0])
+        """Returns the first output; -1 if there is none."""
+        outputs = self.operators[operator].outputs
+        return int(outputs[0]) if outputs is not None and len(outputs) else -1
 
     def builtin(self, operator: int) -> int:
         return self._model.operatorCodes[
@@ -380,6 +406,9 @@ class _Graph:
         why = self._why_kept(tensor, set())
         while (user := self._use(tensor)) is not None:
             builtin = self.builtin(user)
+            if self.producer(self.output(user)) != user:
+                why = f"operator {user} gives nothing, or comes after what reads it"
+                break
             if self.produced_by(self.output(user), builtin) is None:
                 why = f"operator {user} has a fused activation"
                 break

@@ -18,12 +18,12 @@ from torch.autograd import forward_ad
 
 __all__ = ["add_rms_norm", "rms_norm"]
 
-_FLOATING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOATING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def _validate(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> None:
     """Raises for arguments that no implementation accepts; serves eager and fake."""
-    if x.dtype not in _FLOATING_DTYPES:
+    if x.dtype not in FLOATING_DTYPES:
         raise TypeError(
             f"rms_norm: x must be float32, float64, float16 or bfloat16, got {x.dtype}"
         )
@@ -192,9 +192,7 @@ def _needs_primitives() -> bool:
 
     Forward-mode AD gets no derivative from one, which counts as zero, without an error.
     """
-    return not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def rms_norm(

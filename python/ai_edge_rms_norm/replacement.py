@@ -134,6 +134,8 @@ def _epsilons(module: torch.nn.Module, dtype: torch.dtype | None) -> list[float]
     if isinstance(module, torch.nn.RMSNorm) and module.eps is None:
         if dtype is None:
             raise _NoRmsNormError("its epsilon depends on the dtype of the input")
+        if dtype not in op.FLOATING_DTYPES:
+            raise _NoRmsNormError(f"its weight has the dtype {dtype}")
         found.append(_default_epsilon(dtype))
     return found
 
