@@ -22,14 +22,18 @@ class Graph:
     """Writes a .tflite operator by operator."""
 
     def __init__(self):
-        self.subgraph = schema.SubGraphT(
-            tensors=[], inputs=[], outputs=[], operators=[], name=b"main"
-        )
+        self.subgraph = self._empty(b"main")
         self.model = schema.ModelT(
             version=3,
             operatorCodes=[],
             buffers=[schema.BufferT()],
             subgraphs=[self.subgraph],
+        )
+
+    @staticmethod
+    def _empty(name: bytes) -> schema.SubGraphT:
+        return schema.SubGraphT(
+            tensors=[], inputs=[], outputs=[], operators=[], name=name
         )
 
     def tensor(self, shape, dtype=np.float32, data=None, signature=None) -> int:
@@ -60,9 +64,7 @@ class Graph:
     def branch(self, name: bytes):
         """Writes to a new subgraph meanwhile; yields its index."""
         outer = self.subgraph
-        self.subgraph = schema.SubGraphT(
-            tensors=[], inputs=[], outputs=[], operators=[], name=name
-        )
+        self.subgraph = self._empty(name)
         self.model.subgraphs.append(self.subgraph)
         yield len(self.model.subgraphs) - 1
         self.subgraph = outer
@@ -203,3 +205,15 @@ def if_graph() -> Graph:
     options.elseSubgraphIndex = else_branch
     g.subgraph.outputs = [y]
     return g
+
+
+def circle_graph() -> bytes:
+    """An RMSNorm up to the root, which goes into nodes that need each other."""
+    g, _ = tensorflow_graph()
+    inverse = g.subgraph.operators[3].outputs[0]
+    g.subgraph.operators = g.subgraph.operators[:4]
+    back = g.tensor((2, 3, 1))
+    forth = g("RESHAPE", inverse, back, shape=(2, 3, 1))
+    g("CAST", forth, shape=(2, 3, 1))
+    g.subgraph.operators[-1].outputs = [back]
+    return g.content(forth)

@@ -21,7 +21,15 @@ from transformers.models.llama import modeling_llama
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm import flatbuffer
-from tests.chains import EPSILON, SIZE, WEIGHT, Graph, if_graph, tensorflow_graph
+from tests.chains import (
+    EPSILON,
+    SIZE,
+    WEIGHT,
+    Graph,
+    circle_graph,
+    if_graph,
+    tensorflow_graph,
+)
 
 _OP = schema.BuiltinOperator
 
@@ -484,14 +492,7 @@ class RefusalTest(parameterized.TestCase):
         self.assertEmpty(arn.fuse(g.content(g("RSQRT", before)))[1].fused)
 
     def test_operators_in_a_circle_behind_the_root(self):
-        g, _ = tensorflow_graph()
-        inverse = g.subgraph.operators[3].outputs[0]
-        g.subgraph.operators = g.subgraph.operators[:4]
-        back = g.tensor((2, 3, 1))
-        forth = g("RESHAPE", inverse, back, shape=(2, 3, 1))
-        g("CAST", forth, shape=(2, 3, 1))
-        g.subgraph.operators[-1].outputs = [back]
-        self.assertEmpty(arn.fuse(g.content(forth))[1].fused)
+        self.assertEmpty(arn.fuse(circle_graph())[1].fused)
 
     @parameterized.parameters("inputs", "outputs")
     def test_operator_without_operands(self, field):

@@ -27,9 +27,8 @@
 // magnitude 2^112 and more may then become infinite, and where x * weight is
 // subnormal, the result has an error of up to 2^-134. Otherwise 1 / sqrt(...)
 // comes first: where x / sqrt(...) is subnormal, the result has an error of up
-// to |weight| * 2^-150. NaN and infinity in a row
-// propagate as they do in the formula. The result does not depend on the number
-// of threads.
+// to |weight| * 2^-150. NaN and infinity in a row propagate as they do in the
+// formula. The result does not depend on the number of threads.
 #ifndef KERNELS_RMS_NORM_RMS_NORM_H_
 #define KERNELS_RMS_NORM_RMS_NORM_H_
 

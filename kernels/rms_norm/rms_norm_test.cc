@@ -12,7 +12,6 @@
 #include <limits>
 #include <ostream>
 #include <random>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -109,12 +108,6 @@ std::vector<float> Normal(std::size_t count, unsigned seed,
   std::vector<float> values(count);
   for (float& value : values) value = magnitude * normal(rng);
   return values;
-}
-
-std::string Text(double value) {
-  std::ostringstream text;
-  text << value;
-  return text.str();
 }
 
 // How far y may be from the reference: one rounding to the element type, the
@@ -364,8 +357,8 @@ TEST_P(KernelTest, KeepsHugeAndTinyRows) {
         }
         const Buffer weight(ElementType::kFloat32, Normal(n, 2));
         Check(3, n, values, epsilon, &weight, ElementType::kFloat32, 0,
-              "magnitude " + Text(magnitude) + " epsilon " + Text(epsilon) +
-                  " n " + std::to_string(n));
+              "magnitude " + testing::PrintToString(magnitude) + " epsilon " +
+                  testing::PrintToString(epsilon) + " n " + std::to_string(n));
         if (HasFatalFailure()) return;
       }
     }
@@ -383,8 +376,8 @@ TEST_P(KernelTest, KeepsHugeAndTinyWeights) {
                             Normal(n, 2, weight_magnitude));
         Check(3, n, Normal(3 * n, 1, magnitude), 1e-6, &weight,
               ElementType::kFloat32, 0,
-              "magnitude " + Text(magnitude) + " weights of " +
-                  Text(weight_magnitude));
+              "magnitude " + testing::PrintToString(magnitude) +
+                  " weights of " + testing::PrintToString(weight_magnitude));
         if (HasFatalFailure()) return;
       }
     }

@@ -221,12 +221,9 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
   const auto tasks = static_cast<std::uint32_t>(
       std::min({count, max_tasks, std::size_t{UINT32_MAX}}));
   const unsigned forks = ForkCount();
-  unsigned busy = s.busy.load(std::memory_order_relaxed);
   // A second caller at the same time works alone.
-  if (tasks < 2 || s.num_threads < 2 || busy == forks + 1 ||
-      !s.busy.compare_exchange_strong(busy, forks + 1,
-                                      std::memory_order_acquire,
-                                      std::memory_order_relaxed)) {
+  if (tasks < 2 || s.num_threads < 2 ||
+      s.busy.exchange(forks + 1, std::memory_order_acquire) == forks + 1) {
     if (count > 0) task(context, 0, count);
     return;
   }

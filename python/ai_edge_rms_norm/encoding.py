@@ -97,11 +97,9 @@ def _decode(
             epsilon = wire_format.decode_backend_config(_text(options.backendConfig))
             return Encoding.STABLEHLO_CUSTOM_CALL, name, epsilon
     elif is_rms_norm_composite(model, operator):
-        attributes = options.compositeAttributes
+        attributes = flatbuffer.octets(options.compositeAttributes)
         try:
-            epsilon = wire_format.decode_custom_options(
-                b"" if attributes is None else bytes(bytearray(attributes))
-            )
+            epsilon = wire_format.decode_custom_options(attributes)
         except ValueError:
             return None  # Of somebody else, who means something else by the name.
         return Encoding.COMPOSITE, wire_format.RMS_NORM, epsilon

@@ -34,6 +34,7 @@ __all__ = [
     "intern_operator_code",
     "load",
     "map_file",
+    "octets",
     "read",
     "set_metadata",
     "sort_operator_codes",
@@ -122,28 +123,26 @@ def read(content: bytes | mmap.mmap, name: str = "model") -> schema.ModelT:
                 if getattr(subgraph, field) is None:
                     setattr(subgraph, field, [])
             for operator in subgraph.operators:
-                _read_operator(operator, content)
+                operator.external = _external(
+                    content,
+                    operator.largeCustomOptionsOffset,
+                    operator.largeCustomOptionsSize,
+                )
         _check_references(model)
     return model
 
 
 def _read_buffer(buffer: schema.BufferT, content: bytes | mmap.mmap) -> _AlignedBuffer:
     aligned = _AlignedBuffer(buffer.data, buffer.offset, buffer.size)
-    if buffer.offset > 1:  # 0 and 1 mean: not outside the flatbuffer.
-        aligned.external = np.frombuffer(
-            content, np.uint8, count=buffer.size, offset=buffer.offset
-        )
+    aligned.external = _external(content, buffer.offset, buffer.size)
     return aligned
 
 
-def _read_operator(operator: schema.OperatorT, content: bytes | mmap.mmap) -> None:
-    if operator.largeCustomOptionsOffset > 1:
-        operator.external = np.frombuffer(
-            content,
-            np.uint8,
-            count=operator.largeCustomOptionsSize,
-            offset=operator.largeCustomOptionsOffset,
-        )
+def _external(content: bytes | mmap.mmap, offset: int, size: int) -> np.ndarray | None:
+    """Returns what lies outside the flatbuffer; offsets 0 and 1 mean: nothing."""
+    if offset <= 1:
+        return None
+    return np.frombuffer(content, np.uint8, count=size, offset=offset)
 
 
 def _outside(model: schema.ModelT) -> Iterator[tuple[Any, str, np.ndarray]]:
@@ -312,11 +311,15 @@ def write_file(
         raise
 
 
+def octets(vector: Iterable[int] | None) -> bytes:
+    """Returns a vector of bytes, of whichever type it was read as; b"" for none."""
+    return b"" if vector is None else bytes(bytearray(vector))
+
+
 def custom_options(operator: schema.OperatorT) -> bytes:
     """Returns the custom options of an operator, wherever they are."""
     data = getattr(operator, "external", None)
-    data = operator.customOptions if data is None else data
-    return b"" if data is None else bytes(bytearray(data))
+    return octets(operator.customOptions if data is None else data)
 
 
 def clear_options(operator: schema.OperatorT) -> None:
@@ -406,16 +409,14 @@ def _called_subgraphs(operator: schema.OperatorT) -> set[int]:
 
 def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
     """Removes subgraphs and the buffers only they used; not what others refer to."""
-    used = {signature.subgraphIndex for signature in model.signatureDefs or ()}
-    while dropped:
-        for i, subgraph in enumerate(model.subgraphs):
-            if i not in dropped:
-                used.update(*map(_called_subgraphs, subgraph.operators))
-        if not dropped & used:
-            break
-        dropped = dropped - used  # These may use others.
-    else:
+    if not dropped:
         return
+    used = {signature.subgraphIndex for signature in model.signatureDefs or ()}
+    for i, subgraph in enumerate(model.subgraphs):
+        if i not in dropped:
+            used.update(*map(_called_subgraphs, subgraph.operators))
+    if dropped & used:
+        return drop_subgraphs(model, dropped - used)  # What is kept uses others.
     candidates = {t.buffer for i in dropped for t in model.subgraphs[i].tensors}
     kept = [i for i in range(len(model.subgraphs)) if i not in dropped]
     model.subgraphs = [model.subgraphs[i] for i in kept]

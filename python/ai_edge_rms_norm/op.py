@@ -72,15 +72,21 @@ def _normalize(x: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Ten
     return x * inverse_rms, inverse_rms
 
 
-def _rms_norm(
+def _forward(
     x: torch.Tensor, weight: torch.Tensor | None, epsilon: float
 ) -> torch.Tensor:
-    _validate(x, weight, epsilon)
     y, _ = _normalize(x, epsilon)
     if weight is not None:
         y = y * weight.to(y.dtype)
     # One rounding at the end; contiguous, as the fake implementation promises.
     return y.to(x.dtype).contiguous()
+
+
+def _rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, epsilon: float
+) -> torch.Tensor:
+    _validate(x, weight, epsilon)
+    return _forward(x, weight, epsilon)
 
 
 def _add_rms_norm(
@@ -92,7 +98,7 @@ def _add_rms_norm(
     _validate(x, weight, epsilon)
     _validate_residual(x, residual)
     total = (x + residual).contiguous()
-    return total, _rms_norm(total, weight, epsilon)
+    return total, _forward(total, weight, epsilon)
 
 
 def _backward(
@@ -102,7 +108,7 @@ def _backward(
     epsilon: float,
     weight_needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients of `_rms_norm`.
+    """Gradients of `_forward`.
 
     With n = x / rms(x) and g = dL/dy * weight:
         dL/dx = (g - n * mean(g * n)) / rms(x),  dL/dweight = sum_rows(dL/dy * n)
