@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from rich.console import Console
 from rich.table import Table
 
-from ai_edge_rms_norm import flatbuffer
+from ai_edge_rms_norm.tflite import flatbuffer
 
 __all__ = ["publish"]
 

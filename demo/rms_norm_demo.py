@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import flatbuffer, front_end
+from ai_edge_rms_norm.conversion import front_end
+from ai_edge_rms_norm.tflite import flatbuffer
 from benchmarks import timing
 from demo import transformer
 
@@ -63,7 +64,7 @@ def _models(norm: transformer.NormFactory):
 def _operators(content: bytes) -> dict[str, int]:
     """Counts operators by name; custom calls by their call target."""
     model = flatbuffer.read(content)
-    targets = {(n.subgraph, n.operator): n.call_target for n in arn.find_nodes(model)}
+    targets = {(n.subgraph, n.operator): n.call_target for n in arn.find_ops(model)}
     counts: dict[str, int] = {}
     for s, subgraph in enumerate(model.subgraphs):
         for o, operator in enumerate(subgraph.operators):

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ai_edge_rms_norm import flatbuffer
+from ai_edge_rms_norm.tflite import edit, flatbuffer
 
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
@@ -40,7 +40,7 @@ class Graph:
         buffer = 0
         if data is not None:
             content = np.frombuffer(np.asarray(data, dtype).tobytes(), np.uint8)
-            buffer = flatbuffer.append_buffer(self.model, content)
+            buffer = edit.append_buffer(self.model, content)
         self.subgraph.tensors.append(
             schema.TensorT(
                 shape=list(shape),
@@ -90,9 +90,7 @@ class Graph:
         output = self.tensor(shape, dtype)
         self.subgraph.operators.append(
             schema.OperatorT(
-                opcodeIndex=flatbuffer.intern_operator_code(
-                    self.model, getattr(_OP, name)
-                ),
+                opcodeIndex=edit.intern_operator_code(self.model, getattr(_OP, name)),
                 inputs=list(inputs),
                 outputs=[output],
                 builtinOptions=options,

@@ -9,7 +9,7 @@ import torch
 from absl.testing import absltest
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import flatbuffer
+from ai_edge_rms_norm.tflite import flatbuffer
 
 
 class Embedding(torch.nn.Module):
@@ -53,7 +53,7 @@ class CliTest(absltest.TestCase):
         result = run("translate", self.path, output, "--encoding", "custom")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("1 operators translated to custom", result.stdout)
-        (node,) = arn.Model.load(output).nodes()
+        (node,) = arn.Model.load(output).rms_norm_ops()
         self.assertEqual((node.encoding.value, node.epsilon), ("custom", 1e-5))
 
     def test_fuse(self):
@@ -63,7 +63,7 @@ class CliTest(absltest.TestCase):
         result = run("fuse", source, output, "--encoding", "stablehlo_custom_call")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertRegex(result.stdout, r"1 norms fused, \d operators became 1")
-        (node,) = arn.Model.load(output).nodes()
+        (node,) = arn.Model.load(output).rms_norm_ops()
         self.assertEqual(
             (node.encoding.value, node.epsilon), ("stablehlo_custom_call", 1e-5)
         )

@@ -9,7 +9,8 @@ from transformers.models.gemma4 import modeling_gemma4
 from transformers.models.llama import modeling_llama
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import decomposed, flatbuffer
+from ai_edge_rms_norm.conversion import fx_passes
+from ai_edge_rms_norm.tflite import flatbuffer
 
 _SIZE = 16
 
@@ -95,19 +96,19 @@ class PassTest(parameterized.TestCase):
     def test_formulas(self, name):
         module, x = Written(_FORMULAS[name]), random(2, 3, _SIZE)
         program = exported(module, x)
-        self.assertEqual(decomposed.fuse_decomposed(program), 1)
+        self.assertEqual(fx_passes.fuse_decomposed(program), 1)
         self.assertLen(targets(program), 1)
         (node,) = (n for n in program.graph.nodes if "custom" in str(n.target))
         self.assertEqual(node.args[2], 1e-4)
         self.assertIsNotNone(node.args[1])
         torch.testing.assert_close(program.module()(x), module(x), rtol=2e-6, atol=1e-6)
-        self.assertEqual(decomposed.fuse_decomposed(program), 0)
+        self.assertEqual(fx_passes.fuse_decomposed(program), 0)
 
     @parameterized.parameters(*_OTHERS)
     def test_others_are_left_alone(self, name):
         program = exported(Written(_OTHERS[name]), random(2, 3, _SIZE))
         before = str(program.graph)
-        self.assertEqual(decomposed.fuse_decomposed(program), 0)
+        self.assertEqual(fx_passes.fuse_decomposed(program), 0)
         self.assertEqual(str(program.graph), before)
 
     @parameterized.product(
@@ -123,7 +124,7 @@ class PassTest(parameterized.TestCase):
         torch.nn.init.normal_(module.weight)
         module = module.to(dtype)
         program = exported(module, x)
-        self.assertEqual(decomposed.fuse_decomposed(program), 1)
+        self.assertEqual(fx_passes.fuse_decomposed(program), 1)
         self.assertNotIn("rsqrt", str(program.graph))
         (node,) = (n for n in program.graph.nodes if "custom" in str(n.target))
         self.assertEqual(node.args[0].meta["val"].dtype, dtype)
@@ -141,7 +142,7 @@ class PassTest(parameterized.TestCase):
         )
         x = random(2, _SIZE)
         program = exported(module, x)
-        self.assertEqual(decomposed.fuse_decomposed(program), 1)
+        self.assertEqual(fx_passes.fuse_decomposed(program), 1)
         torch.testing.assert_close(program.module()(x), module(x))
 
 
@@ -167,13 +168,13 @@ class AddTest(parameterized.TestCase):
         module = Residual(offset).eval()
         inputs = (random(2, 3, _SIZE), torch.ones(2, 3, _SIZE))
         program = torch.export.export(module, inputs).run_decompositions()
-        self.assertEqual(decomposed.fuse_add(program), 2)
-        self.assertEqual(decomposed.fuse_add(program), 0)
+        self.assertEqual(fx_passes.fuse_add(program), 2)
+        self.assertEqual(fx_passes.fuse_add(program), 0)
         self.assertNotIn("custom_rms_norm", str(program.graph))
         torch.testing.assert_close(program.module()(*inputs), module(*inputs))
         model = arn.convert(module, inputs, fuse_add=True)
         self.assertEqual(
-            [node.call_target for node in model.nodes()],
+            [node.call_target for node in model.rms_norm_ops()],
             ["ai_edge_torch.add_rms_norm"] * 2,
         )
         outputs = model(*(x.numpy() for x in inputs))
@@ -197,7 +198,7 @@ class AddTest(parameterized.TestCase):
     def test_others_are_left_alone(self, function):
         program = exported(Written(function), random(2, 3, _SIZE))
         before = str(program.graph)
-        self.assertEqual(decomposed.fuse_add(program), 0)
+        self.assertEqual(fx_passes.fuse_add(program), 0)
         self.assertEqual(str(program.graph), before)
 
 
@@ -221,8 +222,8 @@ class ConvertTest(parameterized.TestCase):
         model = arn.convert(module, (x,), fuse_decomposed=True)
         (subgraph,) = flatbuffer.read(bytes(model)).subgraphs
         self.assertLen(subgraph.operators, 1)
-        self.assertLen(model.nodes(), 1)
-        self.assertEmpty(arn.convert(module, (x,)).nodes())
+        self.assertLen(model.rms_norm_ops(), 1)
+        self.assertEmpty(arn.convert(module, (x,)).rms_norm_ops())
         np.testing.assert_allclose(
             model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-6
         )
@@ -236,7 +237,9 @@ class ConvertTest(parameterized.TestCase):
         ).eval()
         x = random(2, 3, _SIZE)
         model = arn.convert(module, (x,), fuse_decomposed=True, encoding=encoding)
-        self.assertEqual([n.encoding.value for n in model.nodes()], [encoding] * 2)
+        self.assertEqual(
+            [n.encoding.value for n in model.rms_norm_ops()], [encoding] * 2
+        )
         np.testing.assert_allclose(
             model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-6
         )
@@ -271,7 +274,7 @@ class ConvertTest(parameterized.TestCase):
         converter = arn.signature("prefill", module, (random(4, _SIZE),))
         converter.signature("decode", module, (random(1, _SIZE),))
         model = converter.convert(fuse_decomposed=True, encoding="custom")
-        self.assertLen(model.nodes(), 2)
+        self.assertLen(model.rms_norm_ops(), 2)
         outputs = model(random(1, _SIZE).numpy(), signature_name="decode")
         expected = module(random(1, _SIZE))
         self.assertEqual(set(outputs), set(expected))

@@ -15,7 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import quantizer, recipe
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import encoding, flatbuffer, front_end, wire_format
+from ai_edge_rms_norm.conversion import front_end
+from ai_edge_rms_norm.tflite import edit, encoding, flatbuffer, op_options
 
 _OP = schema.BuiltinOperator
 
@@ -92,7 +93,7 @@ class TranslationTest(parameterized.TestCase):
         self.assertNotEqual(tree(flatbuffer.read(bytes(custom))), original)
         back = custom.translate("stablehlo_custom_call")
         self.assertEqual(tree(flatbuffer.read(bytes(back))), original)
-        self.assertEqual(back.nodes(), model.nodes())
+        self.assertEqual(back.rms_norm_ops(), model.rms_norm_ops())
 
     def test_composite_round_trip_is_lossless(self):
         module = torch.nn.Sequential(arn.RMSNorm(16), torch.nn.Linear(16, 16)).eval()
@@ -107,7 +108,7 @@ class TranslationTest(parameterized.TestCase):
 
     def test_custom_fields(self):
         model = flatbuffer.read(bytes(dynamic().translate("custom")))
-        nodes = arn.find_nodes(model)
+        nodes = arn.find_ops(model)
         self.assertEqual([node.epsilon for node in nodes], [1e-5, 1e-5, 1e-6])
         for node in nodes:
             operator = model.subgraphs[node.subgraph].operators[node.operator]
@@ -119,7 +120,7 @@ class TranslationTest(parameterized.TestCase):
             self.assertEqual(operator.customOptionsFormat, 0)  # FLEXBUFFERS
         self.assertEqual(
             [node.call_target for node in nodes],
-            [wire_format.RMS_NORM, wire_format.ADD_RMS_NORM, wire_format.RMS_NORM],
+            [op_options.RMS_NORM, op_options.ADD_RMS_NORM, op_options.RMS_NORM],
         )
 
     @parameterized.parameters(dynamic, float16)
@@ -153,7 +154,7 @@ class TranslationTest(parameterized.TestCase):
         found = {}
         for name, layer in layers.items():
             model = arn.convert(layer.eval(), (torch.ones(3, 16),))
-            (node,) = model.nodes()
+            (node,) = model.rms_norm_ops()
             found[name] = node.encoding.value
         self.assertEqual(
             found, {"plain": "stablehlo_custom_call", "scaled": "composite"}
@@ -164,7 +165,7 @@ class TranslationTest(parameterized.TestCase):
     )
     def test_damaged_options_are_named(self, options):
         model = flatbuffer.read(bytes(dynamic().translate("custom")))
-        node = arn.find_nodes(model)[1]
+        node = arn.find_ops(model)[1]
         operator = model.subgraphs[0].operators[node.operator]
         operator.customOptions = np.frombuffer(options, np.uint8)
         with self.assertRaisesRegex(
@@ -252,7 +253,7 @@ class FileTest(parameterized.TestCase):
             operator(model).builtinOptionsType = schema.BuiltinOptions.CallOnceOptions
             operator(model).builtinOptions = schema.CallOnceOptionsT(77)
 
-        for edit, message in (
+        for damage, message in (
             (lambda m: setattr(operator(m), "opcodeIndex", 9), "operator code 9"),
             (lambda m: setattr(operator(m), "inputs", [99]), "tensor 99"),
             (lambda m: setattr(m.subgraphs[0].tensors[0], "buffer", 77), "buffer 77"),
@@ -261,21 +262,21 @@ class FileTest(parameterized.TestCase):
             (call_subgraph_77, "subgraph 77"),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                arn.translate(change(edit), "custom")
+                arn.translate(change(damage), "custom")
         wrong = change(lambda m: setattr(m.subgraphs[0].operators[0], "outputs", []))
         with self.assertRaisesRegex(ValueError, "must have 1 or 2 inputs and 1 output"):
-            arn.Model(wrong).nodes()
+            arn.Model(wrong).rms_norm_ops()
 
     def test_optional_outputs(self):
         model = flatbuffer.read(norm())
         model.subgraphs[0].outputs = [*model.subgraphs[0].outputs, -1]
-        self.assertLen(arn.Model(flatbuffer.to_bytes(model)).nodes(), 1)
+        self.assertLen(arn.Model(flatbuffer.to_bytes(model)).rms_norm_ops(), 1)
 
     def test_custom_options_outside_the_flatbuffer(self):
         model = flatbuffer.read(arn.translate(norm(), "custom"))
         (ours,) = model.subgraphs[0].operators
         theirs = copy.deepcopy(ours)
-        theirs.opcodeIndex = flatbuffer.intern_operator_code(model, 32, "vendor")
+        theirs.opcodeIndex = edit.intern_operator_code(model, 32, "vendor")
         model.subgraphs[0].operators.append(theirs)
         contents = {"ours": bytes(bytearray(ours.customOptions)), "vendor": b"x" * 40}
         for operator, data in zip((ours, theirs), contents.values(), strict=True):
@@ -284,19 +285,19 @@ class FileTest(parameterized.TestCase):
             operator.largeCustomOptionsOffset = 16
             operator.largeCustomOptionsSize = len(data)
         outside = flatbuffer.to_bytes(model)
-        (node,) = arn.Model(outside).nodes()
+        (node,) = arn.Model(outside).rms_norm_ops()
         self.assertEqual(node.epsilon, 1e-5)
         for target in ("custom", "stablehlo_custom_call"):
             translated = flatbuffer.read(arn.translate(outside, target))
             vendor = translated.subgraphs[0].operators[1]
-            self.assertEqual(flatbuffer.custom_options(vendor), contents["vendor"])
+            self.assertEqual(edit.custom_options(vendor), contents["vendor"])
         self.assertEqual(translated.subgraphs[0].operators[0].largeCustomOptionsSize, 0)
 
     def test_operator_codes_of_old_files(self):
         model = flatbuffer.read(arn.translate(norm(), "custom"))
         for code in model.operatorCodes:
             code.builtinCode = 0  # Before schema version 3a.
-        self.assertLen(arn.Model(flatbuffer.to_bytes(model)).nodes(), 1)
+        self.assertLen(arn.Model(flatbuffer.to_bytes(model)).rms_norm_ops(), 1)
 
 
 class WriteFileTest(absltest.TestCase):

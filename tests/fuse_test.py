@@ -20,7 +20,7 @@ from transformers.models.gemma4 import modeling_gemma4
 from transformers.models.llama import modeling_llama
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import flatbuffer
+from ai_edge_rms_norm.tflite import edit, flatbuffer
 from tests.chains import (
     EPSILON,
     SIZE,
@@ -116,7 +116,7 @@ class ConverterTest(parameterized.TestCase):
         content = litert_torch.convert(module, (x,)).model_content()
         model, report = arn.fuse(content, encoding="custom")
         self.assertEqual(operators(bytes(model)), ["CUSTOM"])
-        (node,) = model.nodes()
+        (node,) = model.rms_norm_ops()
         self.assertEqual(node.epsilon, epsilon)
         self.assertLen(node.inputs, 2)
         (fused,) = report.fused
@@ -160,7 +160,7 @@ class ConverterTest(parameterized.TestCase):
         model, report = arn.fuse(content, encoding=encoding)
         self.assertLen(report.fused, 4)
         self.assertEqual({f.subgraph for f in report.fused}, {0, 1})
-        self.assertEqual([n.encoding for n in model.nodes()], [encoding] * 4)
+        self.assertEqual([n.encoding for n in model.rms_norm_ops()], [encoding] * 4)
         before, after = flatbuffer.read(content), flatbuffer.read(bytes(model))
         taken = {(f.subgraph, o) for f in report.fused for o in f.operators}
 
@@ -183,7 +183,7 @@ class ConverterTest(parameterized.TestCase):
                 [(*t[:3], None if t[3] is None else t[3].tobytes()) for t in tensors],
             )
 
-        ours = {(n.subgraph, n.operator) for n in model.nodes()}
+        ours = {(n.subgraph, n.operator) for n in model.rms_norm_ops()}
         for s in (0, 1):
             left = [
                 described(before, s, o)
@@ -231,10 +231,10 @@ class ConverterTest(parameterized.TestCase):
         content = litert_torch.convert(module, (x,)).model_content()
         model, report = arn.fuse(content)
         self.assertEqual([f.source for f in report.fused], ["composite"])
-        (refused,) = report.refused
-        self.assertIn("computes something else", refused.reason)
+        (skipped,) = report.skipped
+        self.assertIn("computes something else", skipped.reason)
         self.assertCountEqual(
-            [n.encoding.value for n in model.nodes()], ["custom", "composite"]
+            [n.encoding.value for n in model.rms_norm_ops()], ["custom", "composite"]
         )
         np.testing.assert_allclose(
             model(x.numpy()), module(x).detach().numpy(), rtol=1e-5, atol=1e-5
@@ -255,7 +255,7 @@ class ConverterTest(parameterized.TestCase):
         module = randomized(Block())
         x = torch.from_numpy(random(2, SIZE))
         model = arn.convert(module, (x,), encoding=encoding)
-        self.assertLen(model.nodes(), 1)
+        self.assertLen(model.rms_norm_ops(), 1)
         np.testing.assert_allclose(
             model(x.numpy()), module(x).detach().numpy(), rtol=1e-5, atol=1e-6
         )
@@ -284,9 +284,9 @@ class ConverterTest(parameterized.TestCase):
         options.compositeAttributes = None
         model, report = arn.fuse(flatbuffer.to_bytes(tree))
         self.assertLen(report.fused, 1)
-        (refused,) = report.refused
-        self.assertIn("no attribute epsilon", refused.reason)
-        self.assertLen(model.nodes(), 1)
+        (skipped,) = report.skipped
+        self.assertIn("no attribute epsilon", skipped.reason)
+        self.assertLen(model.rms_norm_ops(), 1)
 
     def test_composites_with_one_decomposition(self):
         """One is fused, the other, of somebody else, still needs it."""
@@ -339,7 +339,7 @@ class ChainTest(parameterized.TestCase):
         graph, outputs = tensorflow_graph(**kwargs)
         content = graph.content(*outputs)
         model, report = arn.fuse(content)
-        self.assertEmpty(report.refused)
+        self.assertEmpty(report.skipped)
         left = ["DEQUANTIZE"] if "dequantize" in kwargs else []
         left += ["RESHAPE"] if "reshaped" in kwargs else []
         self.assertEqual(operators(bytes(model)), [*left, "CUSTOM"])
@@ -420,8 +420,8 @@ class RefusalTest(parameterized.TestCase):
         content = graph.content(*outputs)
         model, report = arn.fuse(content)
         self.assertEmpty(report.fused)
-        (refused,) = report.refused
-        self.assertIn(reason, refused.reason)
+        (skipped,) = report.skipped
+        self.assertIn(reason, skipped.reason)
         self.assertEqual(operators(bytes(model)), operators(content))
 
     @parameterized.parameters("square", "mean", "inverse", "normalized")
@@ -436,7 +436,7 @@ class RefusalTest(parameterized.TestCase):
             return
         self.assertEmpty(report.fused)
         self.assertRegex(
-            report.refused[0].reason, r"is used by operator \d+ \((ADD|MUL)"
+            report.skipped[0].reason, r"is used by operator \d+ \((ADD|MUL)"
         )
 
     def test_what_is_none_is_not_mentioned(self):
@@ -449,13 +449,13 @@ class RefusalTest(parameterized.TestCase):
         y = g("MUL", z, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
         _, report = arn.fuse(g.content(y))
         self.assertEmpty(report.fused)
-        self.assertIn("by something else", report.refused[0].reason)
+        self.assertIn("by something else", report.skipped[0].reason)
         g = Graph()
         x, z = g.input((2, SIZE)), g.input((2, SIZE))
         mean = g("MEAN", g("MUL", x, z), g.constant([1], np.int32), shape=(2, 1))
         y = g("MUL", x, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
         _, report = arn.fuse(g.content(y))
-        self.assertEqual((report.fused, report.refused), ((), ()))
+        self.assertEqual((report.fused, report.skipped), ((), ()))
 
     def test_rounding_to_integers(self):
         g = Graph()
@@ -474,11 +474,11 @@ class RefusalTest(parameterized.TestCase):
             if tensor.shape == [2, 3, SIZE]:
                 tensor.shapeSignature = [2, 3, -1]
         _, report = arn.fuse(graph.content(*outputs))
-        self.assertIn("not static", report.refused[0].reason)
+        self.assertIn("not static", report.skipped[0].reason)
 
     def test_control_dependencies(self):
         graph, outputs = tensorflow_graph()
-        flatbuffer.set_metadata(graph.model, "model_control_dependencies", b"\0")
+        edit.set_metadata(graph.model, "model_control_dependencies", b"\0")
         with self.assertRaisesRegex(ValueError, "model_control_dependencies"):
             arn.fuse(graph.content(*outputs))
 
@@ -516,9 +516,7 @@ class LargeFileTest(absltest.TestCase):
         weights = np.arange(size, dtype=np.uint8)
         columns = size // (4 * SIZE)
         matrix = graph.tensor((columns, SIZE))
-        graph.subgraph.tensors[matrix].buffer = flatbuffer.append_buffer(
-            graph.model, weights
-        )
+        graph.subgraph.tensors[matrix].buffer = edit.append_buffer(graph.model, weights)
         if external:
             buffer = graph.model.buffers[-1]
             buffer.external, buffer.data = weights, None
@@ -542,7 +540,7 @@ class LargeFileTest(absltest.TestCase):
             "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
             "model = flatbuffer.load(sys.argv[1])\n"
             "before = peak()\n"
-            "assert len(fusion.fuse_model(model).fused) == 1\n"
+            "assert len(fuse.fuse_model(model).fused) == 1\n"
             "flatbuffer.write_file(sys.argv[2], model)\n"
             "print(peak() - before)\n"
         )

@@ -3,8 +3,9 @@
 import torch
 from absl.testing import absltest, parameterized
 
-import ai_edge_rms_norm.lowering  # noqa: F401  Registers the lowerings.
-from ai_edge_rms_norm import front_end, op
+import ai_edge_rms_norm.conversion.lowering  # noqa: F401  Registers the lowerings.
+from ai_edge_rms_norm.conversion import front_end
+from ai_edge_rms_norm.ops import rms_norm
 
 _CONFIG = r'backend_config = "{\22epsilon\22: 1e-05}"'
 
@@ -30,7 +31,7 @@ class LoweringTest(parameterized.TestCase):
         self.assertIn(
             "stablehlo.custom_call @ai_edge_torch.rms_norm(%arg0, %arg1)"
             f" {{{_CONFIG}}} : ({tensor}, tensor<16x{element_type}>) -> {tensor}",
-            mlir(lambda x, w: op.rms_norm(x, w, 1e-5), x, weight),
+            mlir(lambda x, w: rms_norm.rms_norm(x, w, 1e-5), x, weight),
         )
 
     def test_weight_may_be_absent_and_epsilon_default(self):
@@ -38,7 +39,7 @@ class LoweringTest(parameterized.TestCase):
             "stablehlo.custom_call @ai_edge_torch.rms_norm(%arg0)"
             r' {backend_config = "{\22epsilon\22: 1e-06}"}'
             " : (tensor<3x16xf32>) -> tensor<3x16xf32>",
-            mlir(op.rms_norm, torch.ones(3, 16)),
+            mlir(rms_norm.rms_norm, torch.ones(3, 16)),
         )
 
     def test_dynamic_rows(self):
@@ -48,7 +49,7 @@ class LoweringTest(parameterized.TestCase):
             f"@ai_edge_torch.add_rms_norm(%arg0, %arg1) {{{_CONFIG}}}"
             f" : ({tensor}, {tensor}) -> ({tensor}, {tensor})",
             mlir(
-                lambda x, r: op.add_rms_norm(x, r, None, 1e-5),
+                lambda x, r: rms_norm.add_rms_norm(x, r, None, 1e-5),
                 x,
                 residual,
                 dynamic=True,
@@ -57,7 +58,7 @@ class LoweringTest(parameterized.TestCase):
 
     def test_float64_is_rejected(self):
         with self.assertRaisesRegex(Exception, "x must be f32, f16 or bf16.*3x16xf64"):
-            mlir(op.rms_norm, torch.ones(3, 16, dtype=torch.float64))
+            mlir(rms_norm.rms_norm, torch.ones(3, 16, dtype=torch.float64))
 
 
 if __name__ == "__main__":

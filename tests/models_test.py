@@ -78,9 +78,9 @@ class ModelsTest(parameterized.TestCase):
         self.assertGreater(len(set(expected)), 4)  # It does not say one thing only.
 
         original = self._convert(architecture, module)
-        self.assertEmpty(arn.Model(original).nodes())
+        self.assertEmpty(arn.Model(original).rms_norm_ops())
         fused, report = arn.fuse(original, encoding="custom")
-        self.assertEmpty(report.refused)
+        self.assertEmpty(report.skipped)
         self.assertLen(report.fused, norms)
         self.assertTrue(all(f.has_weight for f in report.fused))
         # Six or seven operators become one.
@@ -92,20 +92,20 @@ class ModelsTest(parameterized.TestCase):
         # The other ways, for one architecture of each kind: converting takes long.
         if "Gemma3" in architecture.name:
             graph = self._convert(architecture, module, fuse_decomposed=True)
-            self.assertLen(arn.Model(graph).nodes(), norms)
+            self.assertLen(arn.Model(graph).rms_norm_ops(), norms)
             models["fuse_decomposed"] = graph
         if architecture.name == "litert-torch Gemma3 270M":
             exported = architecture.build(_CACHE, small=True, composites=True)
             composites = self._convert(architecture, exported)
             # convert() has made operators of the composites already.
-            self.assertLen(arn.Model(composites).nodes(), norms)
+            self.assertLen(arn.Model(composites).rms_norm_ops(), norms)
             models["composites"] = composites
 
         replaced = arn.replace_rms_norm(module)
-        self.assertEmpty(replaced.refused)
+        self.assertEmpty(replaced.skipped)
         self.assertLen(replaced.replaced, architecture.norms)
         models["replaced"] = self._convert(architecture, module)
-        self.assertLen(arn.Model(models["replaced"]).nodes(), norms)
+        self.assertLen(arn.Model(models["replaced"]).rms_norm_ops(), norms)
 
         for name, content in models.items():
             with self.subTest(name):

@@ -115,7 +115,7 @@ class NormTest(parameterized.TestCase):
         x = inputs()
         expected = model(x)
         report = arn.replace_rms_norm(model)
-        self.assertEmpty(report.refused)
+        self.assertEmpty(report.skipped)
         (replaced,) = report.replaced
         self.assertEqual((replaced.name, replaced.epsilon), ("0", epsilon))
         self.assertEqual(replaced.weight_offset, offset)
@@ -160,8 +160,8 @@ class NormTest(parameterized.TestCase):
 
     def test_default_epsilon_of_another_dtype(self):
         norm = torch.nn.RMSNorm(_SIZE).to(torch.float8_e4m3fn)
-        (refused,) = arn.replace_rms_norm(torch.nn.Sequential(norm)).refused
-        self.assertIn("float8_e4m3fn", refused.reason)
+        (skipped,) = arn.replace_rms_norm(torch.nn.Sequential(norm)).skipped
+        self.assertIn("float8_e4m3fn", skipped.reason)
 
     @parameterized.parameters("llama", "gemma3", "t5")
     def test_half_precision_weight_of_float32_input(self, name):
@@ -180,9 +180,9 @@ class NormTest(parameterized.TestCase):
         report = arn.replace_rms_norm(model)
         self.assertEmpty(report.replaced)
         # Nobody calls the second one an RMSNorm.
-        (refused,) = report.refused
-        self.assertEqual((refused.name, refused.type), ("0", "StrangeRMSNorm"))
-        self.assertRegex(refused.reason, "something else")
+        (skipped,) = report.skipped
+        self.assertEqual((skipped.name, skipped.type), ("0", "StrangeRMSNorm"))
+        self.assertRegex(skipped.reason, "something else")
         self.assertEqual(list(model), before)
 
     def test_structure(self):
@@ -203,7 +203,7 @@ class NormTest(parameterized.TestCase):
         )
         report = arn.replace_rms_norm(model)
         self.assertEmpty(report.replaced)
-        reasons = {refused.name: refused.reason for refused in report.refused}
+        reasons = {skipped.name: skipped.reason for skipped in report.skipped}
         self.assertEqual(set(reasons), {"gate", "hook", "two", "meta", "dtype"})
         self.assertIn("takes hidden, gate", reasons["gate"])
         self.assertIn("hooks", reasons["hook"])
@@ -213,7 +213,7 @@ class NormTest(parameterized.TestCase):
 
     def test_the_model_itself(self):
         report = arn.replace_rms_norm(torch.nn.RMSNorm(_SIZE, eps=1e-6))
-        self.assertIn("the model itself", report.refused[0].reason)
+        self.assertIn("the model itself", report.skipped[0].reason)
         with self.assertRaisesRegex(TypeError, "model must be a torch.nn.Module"):
             arn.replace_rms_norm(torch.ones(3))
 
@@ -266,7 +266,7 @@ class ModelTest(parameterized.TestCase):
         tokens = torch.arange(12).reshape(2, 6)
         original = copy.deepcopy(model)
         report = arn.replace_rms_norm(model)
-        self.assertEmpty(report.refused)
+        self.assertEmpty(report.skipped)
         self.assertLen(report.replaced, count)
         left = [type(m).__name__ for m in model.modules()]
         self.assertFalse([n for n in left if "RMSNorm" in n and n != "RMSNorm"])

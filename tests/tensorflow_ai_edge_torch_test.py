@@ -5,7 +5,7 @@ import torch
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import converter, front_end, tensorflow_backend
+from ai_edge_rms_norm.conversion import converter, front_end, tensorflow_backend
 from demo import transformer
 
 

@@ -10,7 +10,8 @@ import torch
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import converter, flatbuffer, front_end
+from ai_edge_rms_norm.conversion import converter, front_end
+from ai_edge_rms_norm.tflite import flatbuffer
 from demo import transformer
 
 _BACKENDS = ("litert", "tensorflow")
@@ -59,7 +60,9 @@ class TensorFlowBackendTest(parameterized.TestCase):
         ]
         self.assertEqual(*map(_interface, models))
         self.assertEqual(*map(_order, models))
-        self.assertEqual(*([n.call_target for n in model.nodes()] for model in models))
+        self.assertEqual(
+            *([n.call_target for n in model.rms_norm_ops()] for model in models)
+        )
         return models
 
     def _assert_equal_results(self, models, *args):
@@ -73,7 +76,7 @@ class TensorFlowBackendTest(parameterized.TestCase):
         x = _random(3, 64)
         module = torch.nn.Sequential(torch.nn.RMSNorm(64), torch.nn.Linear(64, 8))
         models = self._both(module.eval(), (x,), fuse_decomposed=True)
-        self.assertEqual([len(model.nodes()) for model in models], [1, 1])
+        self.assertEqual([len(model.rms_norm_ops()) for model in models], [1, 1])
         self._assert_equal_results(models, x)
 
     @parameterized.named_parameters(
@@ -208,7 +211,7 @@ class TensorFlowBackendTest(parameterized.TestCase):
     def test_without_tensorflow(self):
         with (
             mock.patch(
-                "ai_edge_rms_norm.tensorflow_vhlo_export.tensorflow_version",
+                "ai_edge_rms_norm.conversion.tensorflow_vhlo_export.tensorflow_version",
                 lambda: None,
             ),
             self.assertRaisesRegex(ImportError, "TensorFlow, which is not installed"),

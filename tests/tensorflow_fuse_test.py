@@ -39,7 +39,7 @@ class TensorFlowFuseTest(parameterized.TestCase):
     def _check(self, converter, x, count):
         content = converter.convert()
         model, report = arn.fuse(content)
-        self.assertEmpty(report.refused)
+        self.assertEmpty(report.skipped)
         self.assertLen(report.fused, count)
         self.assertTrue(all(f.has_weight for f in report.fused))
         outputs = []

@@ -13,16 +13,16 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
-# Before TensorFlow is imported.
-from ai_edge_rms_norm import (
-    flatbuffer,
+from ai_edge_rms_norm.conversion import (
     front_end,
-    nn,
     tensorflow_backend,
     tensorflow_vhlo_export,
-    wire_format,
 )
-from ai_edge_rms_norm.converter import convert, signature
+from ai_edge_rms_norm.conversion.converter import convert, signature
+from ai_edge_rms_norm.ops import nn
+
+# Before TensorFlow is imported.
+from ai_edge_rms_norm.tflite import flatbuffer, op_options
 
 _STOCK_ERROR = "'vhlo.custom_call_v1' op is not part of the vhlo support yet"
 
@@ -109,7 +109,7 @@ class VhloExportTest(parameterized.TestCase):
             add_norm,
             expected
             | {
-                "callTargetName": wire_format.ADD_RMS_NORM.encode(),
+                "callTargetName": op_options.ADD_RMS_NORM.encode(),
                 "backendConfig": b'{"epsilon": 1.2345e-05}',
             },
         )
@@ -117,7 +117,7 @@ class VhloExportTest(parameterized.TestCase):
             norm,
             expected
             | {
-                "callTargetName": wire_format.RMS_NORM.encode(),
+                "callTargetName": op_options.RMS_NORM.encode(),
                 "backendConfig": b'{"epsilon": 1e-06}',
             },
         )
@@ -141,7 +141,7 @@ class VhloExportTest(parameterized.TestCase):
 
     def test_foreign_custom_calls(self):
         # Exported as they are, as litert-converter does; the carrier has no room.
-        with mock.patch.object(wire_format, "RMS_NORM", "vendor.norm"):
+        with mock.patch.object(op_options, "RMS_NORM", "vendor.norm"):
             options = _custom_call_options(_convert("vhlo_export"))
             self.assertEqual(options[1]["callTargetName"], b"vendor.norm")
             with self.assertRaisesRegex(ValueError, "custom call vendor.norm"):
@@ -222,8 +222,9 @@ class VhloExportTest(parameterized.TestCase):
             import tensorflow
             import torch
             import ai_edge_rms_norm as arn
-            from ai_edge_rms_norm import flatbuffer, tensorflow_vhlo_export
-            from ai_edge_rms_norm.converter import METADATA
+            from ai_edge_rms_norm.tflite import flatbuffer
+            from ai_edge_rms_norm.conversion import tensorflow_vhlo_export
+            from ai_edge_rms_norm.conversion.converter import METADATA
             reason = tensorflow_vhlo_export.load()
             model = arn.convert(
                 arn.RMSNorm(8).eval(), (torch.ones(2, 8),), backend="tensorflow"
@@ -231,7 +232,7 @@ class VhloExportTest(parameterized.TestCase):
             tree = flatbuffer.read(bytes(model))
             entry, = (m for m in tree.metadata if m.name == METADATA.encode())
             converter = bytes(bytearray(tree.buffers[entry.buffer].data)).decode()
-            encoding = model.nodes()[0].encoding.value
+            encoding = model.rms_norm_ops()[0].encoding.value
             print(json.dumps(dict(reason=reason, by=converter, encoding=encoding)))
         """)
         self.assertRegex(output["reason"], "TensorFlow was imported before")
@@ -248,7 +249,7 @@ class VhloExportTest(parameterized.TestCase):
             .signature("two", norm, (x[:1],))
             .convert(backend="tensorflow", custom_calls="vhlo_export")
         )
-        self.assertLen(model.nodes(), 2)
+        self.assertLen(model.rms_norm_ops(), 2)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import nn, op
+from ai_edge_rms_norm.ops import nn, rms_norm
 
 RMS_NORM = torch.ops.ai_edge_torch.custom_rms_norm
 ADD_RMS_NORM = torch.ops.ai_edge_torch.custom_add_rms_norm
@@ -280,14 +280,14 @@ class IntegrationTest(absltest.TestCase):
     def test_export_with_dynamic_shape(self):
         class Norm(torch.nn.Module):
             def forward(self, x):
-                return op.rms_norm(x)  # The default epsilon, on purpose.
+                return rms_norm.rms_norm(x)  # The default epsilon, on purpose.
 
         rows = torch.export.Dim("rows")
         program = torch.export.export(
             Norm(), (random(3, 16),), dynamic_shapes=({0: rows},)
         )
         x = random(11, 16, seed=1)
-        torch.testing.assert_close(program.module()(x), op.rms_norm(x))
+        torch.testing.assert_close(program.module()(x), rms_norm.rms_norm(x))
 
     def test_compile_full_graph(self):
         module, x = TwoNorms(16), random(3, 16, requires_grad=True)
@@ -305,7 +305,7 @@ class IntegrationTest(absltest.TestCase):
     def test_conversion_end_to_end(self):
         module, x = TwoNorms(64).eval(), random(3, 64)
         model = arn.convert(module, (x,))
-        self.assertLen(model.nodes(), 2)
+        self.assertLen(model.rms_norm_ops(), 2)
         torch.testing.assert_close(
             torch.from_numpy(model(x.numpy())), module(x).detach()
         )

@@ -13,7 +13,7 @@ from absl.testing import absltest
 from ai_edge_litert import schema_py_generated as schema
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import encoding, flatbuffer
+from ai_edge_rms_norm.tflite import encoding, flatbuffer
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the .tflite.")
 _HIDDEN = flags.DEFINE_integer("hidden", 640, "Hidden size.", lower_bound=1)
@@ -37,7 +37,7 @@ class TfliteConversionTest(absltest.TestCase):
         arn.convert(module, (x,), encoding=_ENCODING.value).export(output)
 
         model = flatbuffer.load(output)
-        (node,) = arn.find_nodes(model)
+        (node,) = arn.find_ops(model)
         operator = model.subgraphs[0].operators[node.operator]
         op_code = model.operatorCodes[operator.opcodeIndex].builtinCode
         options = operator.builtinOptions2
@@ -72,7 +72,7 @@ class TfliteConversionTest(absltest.TestCase):
             module = arn.RMSNorm(8, eps=epsilon).eval()
             model = arn.convert(module, (torch.ones(2, 8),))
             for name in encoding.Encoding:
-                (node,) = model.translate(name).nodes()
+                (node,) = model.translate(name).rms_norm_ops()
                 self.assertEqual(node.epsilon, epsilon)
 
     def test_sizes_and_operators(self):
@@ -102,8 +102,8 @@ class TfliteConversionTest(absltest.TestCase):
             .signature("decode", module, kwargs={**inputs, "x": torch.ones(1, 16)})
             .convert()
         )
-        self.assertLen(model.nodes(), 2)
-        self.assertEqual({node.subgraph for node in model.nodes()}, {0, 1})
+        self.assertLen(model.rms_norm_ops(), 2)
+        self.assertEqual({node.subgraph for node in model.rms_norm_ops()}, {0, 1})
         for name, rows in (("prefill", 4), ("decode", 1)):
             x = torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows))
             scale = torch.arange(16.0)

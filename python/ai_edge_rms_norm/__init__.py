@@ -9,85 +9,84 @@ One operator in the PyTorch graph, one in the .tflite, one kernel at run time:
     model.export("block.tflite")
     interpreter = arn.Interpreter(model_path="block.tflite")
 
-The names below are imported on first use, so that running a model needs no PyTorch.
+The names in `__all__` are imported on first use, so that running a model needs no
+PyTorch.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "Converter": "converter",
-    "Encoding": "encoding",
-    "FuseReport": "fusion",
-    "Fused": "fusion",
-    "Interpreter": "interpreter",
-    "Model": "model",
-    "NotReplaced": "replacement",
-    "RMSNorm": "nn",
-    "Refused": "fusion",
-    "ReplaceReport": "replacement",
-    "Replaced": "replacement",
-    "RmsNormNode": "encoding",
-    "add_rms_norm": "op",
-    "convert": "converter",
-    "delegate_path": "interpreter",
-    "find_nodes": "encoding",
-    "fuse": "fusion",
-    "kernel_variant": "interpreter",
-    "replace_rms_norm": "replacement",
-    "rms_norm": "op",
-    "signature": "converter",
-    "translate": "encoding",
-}
-
-__all__ = [
-    "Converter",
-    "Encoding",
-    "FuseReport",
-    "Fused",
-    "Interpreter",
-    "Model",
-    "NotReplaced",
-    "RMSNorm",
-    "Refused",
-    "ReplaceReport",
-    "Replaced",
-    "RmsNormNode",
-    "add_rms_norm",
-    "convert",
-    "delegate_path",
-    "find_nodes",
-    "fuse",
-    "kernel_variant",
-    "replace_rms_norm",
-    "rms_norm",
-    "signature",
-    "translate",
-]
-
 if TYPE_CHECKING:
-    from ai_edge_rms_norm.converter import Converter, convert, signature
-    from ai_edge_rms_norm.encoding import Encoding, RmsNormNode, find_nodes, translate
-    from ai_edge_rms_norm.fusion import Fused, FuseReport, Refused, fuse
-    from ai_edge_rms_norm.interpreter import Interpreter, delegate_path, kernel_variant
-    from ai_edge_rms_norm.model import Model
-    from ai_edge_rms_norm.nn import RMSNorm
-    from ai_edge_rms_norm.op import add_rms_norm, rms_norm
-    from ai_edge_rms_norm.replacement import (
-        NotReplaced,
-        Replaced,
+    from ai_edge_rms_norm.conversion.converter import Converter, convert, signature
+    from ai_edge_rms_norm.ops.nn import RMSNorm
+    from ai_edge_rms_norm.ops.replace import (
+        ReplacedModule,
         ReplaceReport,
+        SkippedModule,
         replace_rms_norm,
     )
+    from ai_edge_rms_norm.ops.rms_norm import add_rms_norm, rms_norm
+    from ai_edge_rms_norm.runtime.interpreter import (
+        Interpreter,
+        delegate_path,
+        kernel_variant,
+    )
+    from ai_edge_rms_norm.runtime.model import Model, fuse
+    from ai_edge_rms_norm.tflite.encoding import (
+        Encoding,
+        RmsNormOp,
+        find_ops,
+        translate,
+    )
+    from ai_edge_rms_norm.tflite.fuse import FusedNorm, FusionReport, SkippedNorm
+
+# Where each public name is defined; type checkers read the imports above.
+_MODULES = {
+    "conversion.converter": ("Converter", "convert", "signature"),
+    "ops.nn": ("RMSNorm",),
+    "ops.replace": (
+        "ReplaceReport",
+        "ReplacedModule",
+        "SkippedModule",
+        "replace_rms_norm",
+    ),
+    "ops.rms_norm": ("add_rms_norm", "rms_norm"),
+    "runtime.interpreter": ("Interpreter", "delegate_path", "kernel_variant"),
+    "runtime.model": ("Model", "fuse"),
+    "tflite.encoding": ("Encoding", "RmsNormOp", "find_ops", "translate"),
+    "tflite.fuse": ("FusedNorm", "FusionReport", "SkippedNorm"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+# Names before 0.2.
+_DEPRECATED = {
+    "FuseReport": "FusionReport",
+    "Fused": "FusedNorm",
+    "NotReplaced": "SkippedModule",
+    "Refused": "SkippedNorm",
+    "Replaced": "ReplacedModule",
+    "RmsNormNode": "RmsNormOp",
+    "find_nodes": "find_ops",
+}
+
+__all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
-    if name not in _MODULES:
+def __getattr__(name: str) -> Any:
+    if name in _DEPRECATED:
+        new = _DEPRECATED[name]
+        warnings.warn(
+            f"{__name__}.{name} is now {__name__}.{new}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        name = new
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{__name__}.{name} needs the package {error.name!r}, which the extra"
@@ -97,5 +96,5 @@ def __getattr__(name: str):
     return getattr(module, name)
 
 
-def __dir__():
-    return [*__all__, *globals()]
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

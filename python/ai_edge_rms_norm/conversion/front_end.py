@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ai_edge_rms_norm import tensorflow_vhlo_export
+from ai_edge_rms_norm.conversion import tensorflow_vhlo_export
 
 __all__ = [
     "CONVERTER",

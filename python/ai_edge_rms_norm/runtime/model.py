@@ -5,10 +5,12 @@ import os
 import numpy as np
 from numpy import typing as npt
 
-from ai_edge_rms_norm import encoding, flatbuffer
-from ai_edge_rms_norm.interpreter import Interpreter
+from ai_edge_rms_norm.runtime.interpreter import Interpreter
+from ai_edge_rms_norm.tflite import encoding as encoding_lib
+from ai_edge_rms_norm.tflite import flatbuffer
+from ai_edge_rms_norm.tflite import fuse as fuse_lib
 
-__all__ = ["DEFAULT_SIGNATURE", "Model"]
+__all__ = ["DEFAULT_SIGNATURE", "Model", "fuse"]
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -58,17 +60,17 @@ class Model:
         """
         flatbuffer.write_file(path, self._content)
 
-    def nodes(self) -> list[encoding.RmsNormNode]:
+    def rms_norm_ops(self) -> list[encoding_lib.RmsNormOp]:
         """Lists our operators in the model."""
-        return encoding.find_nodes(flatbuffer.read(self._content))
+        return encoding_lib.find_ops(flatbuffer.read(self._content))
 
-    def translate(self, to: encoding.Encoding | str) -> "Model":
+    def translate(self, to: encoding_lib.Encoding | str) -> "Model":
         """Returns the model with our operators in another encoding.
 
         Raises:
           ValueError: The encoding is unknown.
         """
-        return Model(encoding.translate(self._content, to))
+        return Model(encoding_lib.translate(self._content, to))
 
     def interpreter(self, num_threads: int | None = None, **kwargs) -> Interpreter:
         """Returns a new interpreter for the model; arguments as for `Interpreter`."""
@@ -117,3 +119,39 @@ class Model:
             return outputs
         values = tuple(outputs[name] for name in positional)
         return values[0] if len(values) == 1 else values
+
+
+def fuse(
+    model: bytes | str | os.PathLike,
+    *,
+    encoding: encoding_lib.Encoding | str = encoding_lib.Encoding.CUSTOM,
+) -> tuple[Model, fuse_lib.FusionReport]:
+    """Makes one operator of every RMSNorm in a finished .tflite.
+
+    An intermediate that something else uses, or that is an output, keeps a norm from
+    being fused, as does a mean over other axes than the last; the report names these.
+    Half-precision norms that round in between become norms that round once. A
+    LayerNorm written as mean(d * d) of d = x - mean(x) holds an RMSNorm of d, which is
+    fused.
+
+    Args:
+      model: The bytes or the path of a .tflite. A file is mapped.
+      encoding: How our operators, also those that were in the file before, are
+        written: `custom`, `stablehlo_custom_call` or `composite`; the latter leaves
+        composites as they are.
+
+    Returns:
+      The model and the report of what was fused and what was not.
+
+    Raises:
+      OSError: The file cannot be read.
+      ValueError: It is no .tflite or is damaged, refers to operators by index, or the
+        encoding is unknown.
+    """
+    encoding = encoding_lib.Encoding(encoding)
+    if isinstance(model, bytes):
+        tree = flatbuffer.read(model)
+    else:
+        tree = flatbuffer.load(model)
+    report = fuse_lib.fuse_model(tree, encoding)
+    return Model(flatbuffer.to_bytes(tree)), report

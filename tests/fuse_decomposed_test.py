@@ -1,11 +1,11 @@
-"""The delegate's option fuse_primitives: norms in primitive operators at run time."""
+"""The delegate's option fuse_decomposed: norms in primitive operators at run time."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm import flatbuffer
+from ai_edge_rms_norm.tflite import flatbuffer
 from tests.chains import (
     EPSILON,
     SIZE,
@@ -27,7 +27,7 @@ def _set_up(content: bytes, *inputs, fused=True) -> litert.Interpreter:
     resolver = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     kind, options = litert.Interpreter, {}
     if fused:
-        kind, options = arn.Interpreter, {"fuse_primitives": True}
+        kind, options = arn.Interpreter, {"fuse_decomposed": True}
     interpreter = kind(
         model_content=content, experimental_op_resolver_type=resolver, **options
     )
@@ -212,7 +212,7 @@ class FusePrimitivesTest(parameterized.TestCase):
         results = []
         for kind, options in (
             (litert.Interpreter, {}),
-            (arn.Interpreter, {"fuse_primitives": True}),
+            (arn.Interpreter, {"fuse_decomposed": True}),
         ):
             interpreter = kind(model_content=content, **options)
             interpreter.allocate_tensors()
@@ -235,9 +235,9 @@ class FusePrimitivesTest(parameterized.TestCase):
     @parameterized.parameters("2", "-1", "yes", "")
     def test_bad_value(self, value):
         with self.assertRaisesRegex(
-            ValueError, f'fuse_primitives must be an integer from 0 to 1, got "{value}"'
+            ValueError, f'fuse_decomposed must be an integer from 0 to 1, got "{value}"'
         ):
-            litert.load_delegate(arn.delegate_path(), {"fuse_primitives": value})
+            litert.load_delegate(arn.delegate_path(), {"fuse_decomposed": value})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import operator
 import torch
 from torch.fx import Graph, Node
 
-import ai_edge_rms_norm.op  # noqa: F401  Defines the operators.
+import ai_edge_rms_norm.ops.rms_norm  # noqa: F401  Defines the operators.
 
 __all__ = ["fuse_add", "fuse_decomposed"]
 

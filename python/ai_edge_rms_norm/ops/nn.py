@@ -1,10 +1,10 @@
-"""`torch.nn` modules over the operators of `ai_edge_rms_norm.op`."""
+"""`torch.nn` modules over the operators of `ai_edge_rms_norm.ops.rms_norm`."""
 
 from collections.abc import Sequence
 
 import torch
 
-from ai_edge_rms_norm import op
+from ai_edge_rms_norm.ops import rms_norm
 
 __all__ = ["RMSNorm"]
 
@@ -88,8 +88,8 @@ class RMSNorm(torch.nn.Module):
             if self.weight_offset:
                 weight = weight + self.weight_offset
         if residual is None:
-            return op.rms_norm(x, weight, self.eps)
-        return op.add_rms_norm(x, residual, weight, self.eps)
+            return rms_norm.rms_norm(x, weight, self.eps)
+        return rms_norm.add_rms_norm(x, residual, weight, self.eps)
 
     def extra_repr(self) -> str:
         return (

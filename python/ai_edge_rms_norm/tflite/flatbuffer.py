@@ -1,9 +1,8 @@
-"""Reads, edits and writes .tflite files through the flatbuffers object API.
+"""Reads and writes .tflite files through the flatbuffers object API.
 
 The object tree is that of `ai_edge_litert.schema_py_generated`. Weights stay views
 of the file they were read from, and are written straight from there: editing a model
-copies no weight. They get the 16-byte alignment that the schema asks for
-(`Buffer.data (force_align: 16)`), which the generated `Pack` does not keep. What lies
+copies no weight. What lies
 outside the flatbuffer in files above 2 GB (`Buffer.offset`,
 `Operator.large_custom_options_offset`) is supported.
 """
@@ -12,76 +11,33 @@ import contextlib
 import mmap
 import os
 import pathlib
-import re
 import stat
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ai_edge_rms_norm.tflite import edit
+
 __all__ = [
-    "append_buffer",
-    "clear_options",
-    "constant_data",
-    "custom_options",
     "damaged",
-    "drop_subgraphs",
-    "drop_tensors",
-    "intern_operator_code",
     "load",
     "map_file",
-    "octets",
     "read",
-    "set_metadata",
-    "sort_operator_codes",
     "to_bytes",
     "write_file",
 ]
 
 _FILE_IDENTIFIER = b"TFL3"
-_BUFFER_ALIGNMENT = 16
 # Offsets inside a flatbuffer are read as signed where they point backwards.
 _MAX_SIZE = 2**31 - 1
-# Data from this size on is not packed, but appended to the flatbuffer.
-_APPENDED_SIZE = 4096
 # Field `data` of the table Buffer in a vtable (schema.fbs): two entries of 2 bytes
 # precede the first field.
 _DATA_FIELD = 4
-# Builtin codes above this do not fit the deprecated int8 field (schema.fbs).
-_PLACEHOLDER_FOR_GREATER_OP_CODES = 127
-_OPTIONAL_TENSOR = -1
-_SUBGRAPH_REFERENCE = re.compile(r"subgraph(index)?$", re.IGNORECASE)
-
-
-class _AlignedBuffer(schema.BufferT):
-    """A BufferT that packs its data with the schema's alignment."""
-
-    external: np.ndarray | None = None
-
-    @property
-    def is_appended(self) -> bool:
-        return self.data is not None and len(self.data) >= _APPENDED_SIZE
-
-    def Pack(self, builder: flatbuffers.Builder) -> int:
-        data = None
-        if self.data is not None:
-            length = 0 if self.is_appended else len(self.data)
-            builder.StartVector(1, length, _BUFFER_ALIGNMENT)
-            builder.head -= length
-            if length:
-                content = memoryview(self.data)
-                builder.Bytes[builder.head : builder.head + length] = content
-            data = builder.EndVector()
-        schema.BufferStart(builder)
-        if data is not None:
-            schema.BufferAddData(builder, data)
-        schema.BufferAddOffset(builder, self.offset)
-        schema.BufferAddSize(builder, self.size)
-        return schema.BufferEnd(builder)
 
 
 def check_header(content: bytes | mmap.mmap, name: str = "model_content") -> None:
@@ -132,8 +88,10 @@ def read(content: bytes | mmap.mmap, name: str = "model") -> schema.ModelT:
     return model
 
 
-def _read_buffer(buffer: schema.BufferT, content: bytes | mmap.mmap) -> _AlignedBuffer:
-    aligned = _AlignedBuffer(buffer.data, buffer.offset, buffer.size)
+def _read_buffer(
+    buffer: schema.BufferT, content: bytes | mmap.mmap
+) -> edit.AlignedBuffer:
+    aligned = edit.AlignedBuffer(buffer.data, buffer.offset, buffer.size)
     aligned.external = _external(content, buffer.offset, buffer.size)
     return aligned
 
@@ -172,13 +130,15 @@ def _check_references(model: schema.ModelT) -> None:
         )
         for indices in (subgraph.inputs, subgraph.outputs):
             name = f"subgraph {s} has as input or output the tensor"
-            check(name, indices, tensors, _OPTIONAL_TENSOR)
+            check(name, indices, tensors, edit.OPTIONAL_TENSOR)
         for o, operator in enumerate(subgraph.operators):
             name = f"subgraph {s}, operator {o}"
             check(f"{name} has operator code", [operator.opcodeIndex], codes)
             for indices in (operator.inputs, operator.outputs, operator.intermediates):
-                check(f"{name} refers to tensor", indices, tensors, _OPTIONAL_TENSOR)
-            called = _called_subgraphs(operator)
+                check(
+                    f"{name} refers to tensor", indices, tensors, edit.OPTIONAL_TENSOR
+                )
+            called = edit.called_subgraphs(operator)
             check(f"{name} refers to subgraph", called, len(model.subgraphs))
     for signature in model.signatureDefs or ():
         index = signature.subgraphIndex
@@ -223,7 +183,7 @@ def _pack(model: schema.ModelT) -> bytearray:
 
 
 def _aligned(position: int) -> int:
-    return position + -position % _BUFFER_ALIGNMENT
+    return position + -position % edit.BUFFER_ALIGNMENT
 
 
 def _chunks(model: schema.ModelT) -> Iterator[bytes | memoryview]:
@@ -309,164 +269,3 @@ def write_file(
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def octets(vector: Iterable[int] | None) -> bytes:
-    """Returns a vector of bytes, of whichever type it was read as; b"" for none."""
-    return b"" if vector is None else bytes(bytearray(vector))
-
-
-def custom_options(operator: schema.OperatorT) -> bytes:
-    """Returns the custom options of an operator, wherever they are."""
-    data = getattr(operator, "external", None)
-    return octets(operator.customOptions if data is None else data)
-
-
-def clear_options(operator: schema.OperatorT) -> None:
-    """Removes the options of an operator, of every kind."""
-    operator.builtinOptionsType = operator.builtinOptions2Type = 0
-    operator.builtinOptions = operator.builtinOptions2 = operator.customOptions = None
-    operator.external = None
-    operator.largeCustomOptionsOffset = operator.largeCustomOptionsSize = 0
-
-
-def constant_data(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
-    """Returns the bytes of a constant tensor; None if it is computed."""
-    buffer = model.buffers[tensor.buffer]
-    data = buffer.data if buffer.data is not None else buffer.external
-    return data if data is not None and len(data) else None
-
-
-def append_buffer(model: schema.ModelT, data: np.ndarray) -> int:
-    """Appends a buffer of uint8 data and returns its index."""
-    model.buffers.append(_AlignedBuffer(data))
-    return len(model.buffers) - 1
-
-
-def set_metadata(model: schema.ModelT, name: str, value: bytes) -> None:
-    """Sets a metadata entry of the model, new or existing."""
-    data = np.frombuffer(value, np.uint8)
-    model.metadata = model.metadata or []
-    for entry in model.metadata:
-        if entry.name == name.encode():
-            model.buffers[entry.buffer].data = data
-            return
-    buffer = append_buffer(model, data)
-    model.metadata.append(schema.MetadataT(name=name.encode(), buffer=buffer))
-
-
-def intern_operator_code(
-    model: schema.ModelT, builtin: int, custom_code: str | None = None
-) -> int:
-    """Returns the index of an operator code of version 1, appended if missing."""
-    name = None if custom_code is None else custom_code.encode()
-    for index, code in enumerate(model.operatorCodes):
-        if (code.builtinCode, code.customCode, code.version) == (builtin, name, 1):
-            return index
-    model.operatorCodes.append(
-        schema.OperatorCodeT(
-            deprecatedBuiltinCode=min(builtin, _PLACEHOLDER_FOR_GREATER_OP_CODES),
-            customCode=name,
-            version=1,
-            builtinCode=builtin,
-        )
-    )
-    return len(model.operatorCodes) - 1
-
-
-def sort_operator_codes(model: schema.ModelT) -> None:
-    """Keeps the operator codes in use, in the order of their first use.
-
-    That is the order in which the converters write them.
-    """
-    used: dict[int, int] = {}
-    for subgraph in model.subgraphs:
-        for operator in subgraph.operators:
-            operator.opcodeIndex = used.setdefault(operator.opcodeIndex, len(used))
-    model.operatorCodes = [model.operatorCodes[old] for old in used]
-
-
-def _renumber_subgraphs(holder, renumber: Callable[[int], int]) -> None:
-    for name, value in vars(holder).items() if holder is not None else ():
-        if _SUBGRAPH_REFERENCE.search(name) and value >= 0:
-            setattr(holder, name, renumber(value))
-        elif name == "branchSubgraphIndices" and value is not None:
-            setattr(holder, name, [renumber(index) for index in value])
-
-
-def _called_subgraphs(operator: schema.OperatorT) -> set[int]:
-    """Returns the subgraphs that an operator's options refer to."""
-    called = set()
-
-    def note(index: int) -> int:
-        called.add(index)
-        return index
-
-    for options in (operator.builtinOptions, operator.builtinOptions2):
-        _renumber_subgraphs(options, note)
-    return called
-
-
-def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
-    """Removes subgraphs and the buffers only they used; not what others refer to."""
-    if not dropped:
-        return
-    used = {signature.subgraphIndex for signature in model.signatureDefs or ()}
-    for i, subgraph in enumerate(model.subgraphs):
-        if i not in dropped:
-            used.update(*map(_called_subgraphs, subgraph.operators))
-    if dropped & used:
-        return drop_subgraphs(model, dropped - used)  # What is kept uses others.
-    candidates = {t.buffer for i in dropped for t in model.subgraphs[i].tensors}
-    kept = [i for i in range(len(model.subgraphs)) if i not in dropped]
-    model.subgraphs = [model.subgraphs[i] for i in kept]
-    new_index = {old: new for new, old in enumerate(kept)}
-    for signature in model.signatureDefs or ():
-        _renumber_subgraphs(signature, new_index.__getitem__)
-    for subgraph in model.subgraphs:
-        for operator in subgraph.operators:
-            _renumber_subgraphs(operator.builtinOptions, new_index.__getitem__)
-            _renumber_subgraphs(operator.builtinOptions2, new_index.__getitem__)
-
-    _drop_buffers(model, candidates)
-
-
-def drop_tensors(model: schema.ModelT, subgraph_index: int, dropped: set[int]) -> None:
-    """Removes tensors that nothing refers to, and the buffers only they used."""
-    if not dropped:
-        return
-    subgraph = model.subgraphs[subgraph_index]
-    candidates = {subgraph.tensors[i].buffer for i in dropped}
-    kept = [i for i in range(len(subgraph.tensors)) if i not in dropped]
-    new_index = {old: new for new, old in enumerate(kept)}
-    new_index[_OPTIONAL_TENSOR] = _OPTIONAL_TENSOR
-
-    def renumber(indices):
-        return None if indices is None else [new_index[int(i)] for i in indices]
-
-    subgraph.tensors = [subgraph.tensors[i] for i in kept]
-    subgraph.inputs = renumber(subgraph.inputs)
-    subgraph.outputs = renumber(subgraph.outputs)
-    for operator in subgraph.operators:
-        operator.inputs = renumber(operator.inputs)
-        operator.outputs = renumber(operator.outputs)
-        operator.intermediates = renumber(operator.intermediates)
-    for signature in model.signatureDefs or ():
-        if signature.subgraphIndex == subgraph_index:
-            for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
-                entry.tensorIndex = new_index[entry.tensorIndex]
-    _drop_buffers(model, candidates)
-
-
-def _drop_buffers(model: schema.ModelT, candidates: set[int]) -> None:
-    """Removes those of the candidates that nothing refers to."""
-    holders = [t for subgraph in model.subgraphs for t in subgraph.tensors]
-    holders += model.metadata or []
-    unused = candidates - {holder.buffer for holder in holders} - {0}
-    kept = [i for i in range(len(model.buffers)) if i not in unused]
-    model.buffers = [model.buffers[i] for i in kept]
-    new_index = {old: new for new, old in enumerate(kept)}
-    for holder in holders:
-        holder.buffer = new_index[holder.buffer]
-    if model.metadataBuffer is not None:
-        model.metadataBuffer = [new_index[i] for i in model.metadataBuffer]

@@ -18,12 +18,12 @@ from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
-from ai_edge_rms_norm import flatbuffer, wire_format
+from ai_edge_rms_norm.tflite import edit, flatbuffer, op_options
 
 __all__ = [
     "Encoding",
-    "RmsNormNode",
-    "find_nodes",
+    "RmsNormOp",
+    "find_ops",
     "is_rms_norm_composite",
     "rms_norm_composites",
     "translate",
@@ -53,7 +53,7 @@ class Encoding(str, enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class RmsNormNode:
+class RmsNormOp:
     """One operator of ours in a model.
 
     Attributes:
@@ -87,22 +87,22 @@ def _decode(
     options = operator.builtinOptions2
     if code.builtinCode == _OP.CUSTOM:
         name = _text(code.customCode)
-        if name in wire_format.CALL_TARGETS:
-            stored = flatbuffer.custom_options(operator)
-            epsilon = wire_format.decode_custom_options(stored)
+        if name in op_options.CALL_TARGETS:
+            stored = edit.custom_options(operator)
+            epsilon = op_options.decode_custom_options(stored)
             return Encoding.CUSTOM, name, epsilon
     elif code.builtinCode == _OP.STABLEHLO_CUSTOM_CALL and options is not None:
         name = _text(options.callTargetName)
-        if name in wire_format.CALL_TARGETS:
-            epsilon = wire_format.decode_backend_config(_text(options.backendConfig))
+        if name in op_options.CALL_TARGETS:
+            epsilon = op_options.decode_backend_config(_text(options.backendConfig))
             return Encoding.STABLEHLO_CUSTOM_CALL, name, epsilon
     elif is_rms_norm_composite(model, operator):
-        attributes = flatbuffer.octets(options.compositeAttributes)
+        attributes = edit.octets(options.compositeAttributes)
         try:
-            epsilon = wire_format.decode_custom_options(attributes)
+            epsilon = op_options.decode_custom_options(attributes)
         except ValueError:
             return None  # Of somebody else, who means something else by the name.
-        return Encoding.COMPOSITE, wire_format.RMS_NORM, epsilon
+        return Encoding.COMPOSITE, op_options.RMS_NORM, epsilon
     return None
 
 
@@ -121,7 +121,7 @@ def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
         0 if operands is None else len(operands)
         for operands in (operator.inputs, operator.outputs)
     )
-    expected = 1 if call_target == wire_format.RMS_NORM else 2
+    expected = 1 if call_target == op_options.RMS_NORM else 2
     if outputs != expected or inputs not in (expected, expected + 1):
         raise ValueError(
             f"{call_target} must have {expected} or {expected + 1} inputs and"
@@ -129,7 +129,7 @@ def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
         )
 
 
-def find_nodes(model: schema.ModelT) -> list[RmsNormNode]:
+def find_ops(model: schema.ModelT) -> list[RmsNormOp]:
     """Lists our operators, in every encoding, in the order of the file.
 
     Raises:
@@ -148,7 +148,7 @@ def find_nodes(model: schema.ModelT) -> list[RmsNormNode]:
                 raise ValueError(f"subgraph {s}, operator {o}: {error}") from error
             if decoded:
                 nodes.append(
-                    RmsNormNode(
+                    RmsNormOp(
                         s,
                         o,
                         *decoded,
@@ -160,25 +160,21 @@ def find_nodes(model: schema.ModelT) -> list[RmsNormNode]:
 
 
 def _set_stablehlo_custom_call(model, operator, call_target, epsilon):
-    operator.opcodeIndex = flatbuffer.intern_operator_code(
-        model, _OP.STABLEHLO_CUSTOM_CALL
-    )
+    operator.opcodeIndex = edit.intern_operator_code(model, _OP.STABLEHLO_CUSTOM_CALL)
     operator.builtinOptions2Type = _OPTIONS_2.StablehloCustomCallOptions
     operator.builtinOptions2 = schema.StablehloCustomCallOptionsT(
         callTargetName=call_target.encode(),
         hasSideEffect=False,
-        backendConfig=wire_format.encode_backend_config(epsilon).encode(),
+        backendConfig=op_options.encode_backend_config(epsilon).encode(),
         apiVersion=1,
         customAttributes=np.frombuffer(_CUSTOM_ATTRIBUTES, np.uint8),
     )
 
 
 def _set_custom(model, operator, call_target, epsilon):
-    operator.opcodeIndex = flatbuffer.intern_operator_code(
-        model, _OP.CUSTOM, call_target
-    )
+    operator.opcodeIndex = edit.intern_operator_code(model, _OP.CUSTOM, call_target)
     operator.customOptions = np.frombuffer(
-        wire_format.encode_custom_options(epsilon), np.uint8
+        op_options.encode_custom_options(epsilon), np.uint8
     )
 
 
@@ -202,13 +198,13 @@ class _Decomposition:
     def _constant(self, value: np.ndarray, tensor_type: int, name: str) -> int:
         data = np.frombuffer(value.tobytes(), np.uint8)
         shape = schema.TensorT(shape=list(value.shape), type=tensor_type)
-        buffer = flatbuffer.append_buffer(self._model, data)
+        buffer = edit.append_buffer(self._model, data)
         return self._tensor(shape, name, buffer=buffer)
 
     def _operator(self, builtin, inputs, output, options=None, options_type=0) -> int:
         self._operators.append(
             schema.OperatorT(
-                opcodeIndex=flatbuffer.intern_operator_code(self._model, builtin),
+                opcodeIndex=edit.intern_operator_code(self._model, builtin),
                 inputs=list(inputs),
                 outputs=[output],
                 builtinOptions=options,
@@ -291,11 +287,11 @@ def _composite_operators(model, subgraph, operator, call_target, epsilon):
     """Returns the operators that stand for ours in the composite encoding."""
     operators = []
     inputs = list(operator.inputs)
-    if call_target == wire_format.ADD_RMS_NORM:
+    if call_target == op_options.ADD_RMS_NORM:
         total, y = operator.outputs
         operators.append(
             schema.OperatorT(
-                opcodeIndex=flatbuffer.intern_operator_code(model, _OP.ADD),
+                opcodeIndex=edit.intern_operator_code(model, _OP.ADD),
                 inputs=inputs[:2],
                 outputs=[total],
                 builtinOptionsType=_OPTIONS.AddOptions,
@@ -310,15 +306,13 @@ def _composite_operators(model, subgraph, operator, call_target, epsilon):
         tensors[0], tensors[1] if len(tensors) > 1 else None, epsilon
     )
     operator.inputs = inputs
-    operator.opcodeIndex = flatbuffer.intern_operator_code(
-        model, _OP.STABLEHLO_COMPOSITE
-    )
+    operator.opcodeIndex = edit.intern_operator_code(model, _OP.STABLEHLO_COMPOSITE)
     operator.builtinOptions2Type = _OPTIONS_2.StableHLOCompositeOptions
     operator.builtinOptions2 = schema.StableHLOCompositeOptionsT(
         name=_COMPOSITE_NAME.encode(),
         decompositionSubgraphIndex=decomposition,
         compositeAttributes=np.frombuffer(
-            wire_format.encode_custom_options(epsilon), np.uint8
+            op_options.encode_custom_options(epsilon), np.uint8
         ),
     )
     return [*operators, operator]
@@ -389,7 +383,7 @@ def rms_norm_composites(model: schema.ModelT) -> dict[tuple[int, int], int]:
       ValueError: The options of an operator of ours cannot be read.
     """
     decompositions = {}
-    for node in find_nodes(model):
+    for node in find_ops(model):
         if node.encoding == Encoding.COMPOSITE:
             operator = model.subgraphs[node.subgraph].operators[node.operator]
             decomposition = operator.builtinOptions2.decompositionSubgraphIndex
@@ -406,7 +400,7 @@ def _translate_operator(
     call_target: str,
     epsilon: float,
 ) -> list[schema.OperatorT]:
-    flatbuffer.clear_options(operator)
+    edit.clear_options(operator)
     if encoding == Encoding.COMPOSITE:
         return _composite_operators(model, subgraph, operator, call_target, epsilon)
     if encoding == Encoding.CUSTOM:
@@ -435,7 +429,7 @@ def translate_model(model: schema.ModelT, encoding: Encoding | str) -> int:
     encoding = Encoding(encoding)
     to_translate = {
         (node.subgraph, node.operator): node
-        for node in find_nodes(model)
+        for node in find_ops(model)
         if node.encoding != encoding
     }
     released = set()
@@ -462,8 +456,8 @@ def translate_model(model: schema.ModelT, encoding: Encoding | str) -> int:
                 else [operator]
             )
         subgraph.operators = operators
-    flatbuffer.drop_subgraphs(model, released)
-    flatbuffer.sort_operator_codes(model)
+    edit.drop_subgraphs(model, released)
+    edit.sort_operator_codes(model)
     return len(to_translate)
 
 

@@ -16,16 +16,11 @@ import torch
 from absl import logging
 from ai_edge_litert import schema_py_generated as schema
 
-import ai_edge_rms_norm.lowering  # noqa: F401  Registers the lowerings.
+import ai_edge_rms_norm.conversion.lowering  # noqa: F401  Registers the lowerings.
+from ai_edge_rms_norm.conversion import front_end, tensorflow_vhlo_export
 
 # TensorFlow is imported where it is needed: tensorflow_vhlo_export comes before it.
-from ai_edge_rms_norm import (
-    encoding,
-    flatbuffer,
-    front_end,
-    tensorflow_vhlo_export,
-    wire_format,
-)
+from ai_edge_rms_norm.tflite import encoding, flatbuffer, op_options
 
 __all__ = ["CustomCalls", "convert"]
 
@@ -109,14 +104,14 @@ def _put_on_carrier(lowered) -> None:
     with lowered.ctx:
         for operation in _custom_calls(lowered):
             target = _call_target(operation)
-            if target not in wire_format.CALL_TARGETS:
+            if target not in op_options.CALL_TARGETS:
                 raise ValueError(
                     f"this TensorFlow cannot export the custom call {target}; the"
-                    f" carrier is for {', '.join(wire_format.CALL_TARGETS)}"
+                    f" carrier is for {', '.join(op_options.CALL_TARGETS)}"
                 )
             backend_config = ir.StringAttr(operation.attributes["backend_config"])
-            epsilon = wire_format.decode_backend_config(backend_config.value)
-            options = wire_format.encode_custom_options(epsilon).hex()
+            epsilon = op_options.decode_backend_config(backend_config.value)
+            options = op_options.encode_custom_options(epsilon).hex()
             operation.attributes["call_target_name"] = ir.StringAttr.get(_CARRIER)
             operation.attributes["backend_config"] = ir.StringAttr.get(
                 f'{{custom_code = "{target}",'

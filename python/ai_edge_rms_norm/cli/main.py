@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ai_edge_rms_norm import encoding, flatbuffer, fusion
-from ai_edge_rms_norm.interpreter import Interpreter, kernel_variant
+from ai_edge_rms_norm.runtime.interpreter import Interpreter, kernel_variant
+from ai_edge_rms_norm.tflite import encoding, flatbuffer
+from ai_edge_rms_norm.tflite.fuse import fuse_model
 
 __all__ = ["app"]
 
@@ -44,7 +45,7 @@ def inspect(model: _Model) -> None:
         "weight",
     ):
         table.add_column(name, overflow="fold")
-    nodes = encoding.find_nodes(content)
+    nodes = encoding.find_ops(content)
     for node in nodes:
         tensors = content.subgraphs[node.subgraph].tensors
         shapes = ["x".join(map(str, tensors[i].shape)) for i in node.inputs if i >= 0]
@@ -83,7 +84,7 @@ def fuse(
 ) -> None:
     """Write a model with every RMSNorm in it as one operator."""
     content = flatbuffer.load(model)
-    report = fusion.fuse_model(content, to)
+    report = fuse_model(content, to)
     flatbuffer.write_file(output, content)
     found = collections.Counter(
         (f.source, f.hidden_size, f.epsilon, f.has_weight) for f in report.fused
@@ -94,10 +95,10 @@ def fuse(
         table.add_row(str(count), source, str(hidden_size), repr(epsilon), weight)
     if found:
         Console().print(table)
-    for refused in report.refused:
+    for skipped in report.skipped:
         typer.echo(
-            f"left alone: subgraph {refused.subgraph}, operator {refused.operator}:"
-            f" {refused.reason}"
+            f"left alone: subgraph {skipped.subgraph}, operator {skipped.operator}:"
+            f" {skipped.reason}"
         )
     typer.echo(
         f"{output}: {len(report.fused)} norms fused, {report.operators_before}"
@@ -148,7 +149,3 @@ def main() -> None:
     except (OSError, ValueError, RuntimeError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(1) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -18,9 +18,9 @@ import re
 
 import torch
 
-from ai_edge_rms_norm import nn, op
+from ai_edge_rms_norm.ops import nn, rms_norm
 
-__all__ = ["NotReplaced", "ReplaceReport", "Replaced", "replace_rms_norm"]
+__all__ = ["SkippedModule", "ReplaceReport", "ReplacedModule", "replace_rms_norm"]
 
 _NAME = re.compile(r"rms_?norm", re.IGNORECASE)
 # Where a module without parameters does not say what it expects.
@@ -30,7 +30,7 @@ _TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class Replaced:
+class ReplacedModule:
     """A module that was replaced.
 
     Attributes:
@@ -49,7 +49,7 @@ class Replaced:
 
 
 @dataclasses.dataclass(frozen=True)
-class NotReplaced:
+class SkippedModule:
     """A module that is called an RMSNorm and was left alone.
 
     Attributes:
@@ -67,8 +67,8 @@ class NotReplaced:
 class ReplaceReport:
     """What `replace_rms_norm` did; both lists in the order of `named_modules`."""
 
-    replaced: tuple[Replaced, ...]
-    refused: tuple[NotReplaced, ...]
+    replaced: tuple[ReplacedModule, ...]
+    skipped: tuple[SkippedModule, ...]
 
 
 class ScaledRMSNorm(torch.nn.Module):
@@ -94,7 +94,7 @@ class ScaledRMSNorm(torch.nn.Module):
         """Normalizes x, of shape [..., hidden size]."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         weight = self.weight.to(dtype) + self.weight_offset
-        return op.rms_norm(
+        return rms_norm.rms_norm(
             x, weight * (self.scale.to(dtype) + self.scale_offset), self.eps
         )
 
@@ -134,7 +134,7 @@ def _epsilons(module: torch.nn.Module, dtype: torch.dtype | None) -> list[float]
     if isinstance(module, torch.nn.RMSNorm) and module.eps is None:
         if dtype is None:
             raise _NoRmsNormError("its epsilon depends on the dtype of the input")
-        if dtype not in op.FLOATING_DTYPES:
+        if dtype not in rms_norm.FLOATING_DTYPES:
             raise _NoRmsNormError(f"its weight has the dtype {dtype}")
         found.append(_default_epsilon(dtype))
     return found
@@ -303,7 +303,7 @@ def replace_rms_norm(model: torch.nn.Module) -> ReplaceReport:
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    replaced, refused = [], []
+    replaced, skipped = [], []
     ours = (nn.RMSNorm, ScaledRMSNorm)
     new_modules: dict[torch.nn.Module, torch.nn.Module] = {}
     for name, module in list(model.named_modules()):
@@ -316,14 +316,14 @@ def replace_rms_norm(model: torch.nn.Module) -> ReplaceReport:
                 raise _NoRmsNormError("it is the model itself, not a part of it")
         except _NoRmsNormError as error:
             if isinstance(module, torch.nn.RMSNorm) or _NAME.search(kind):
-                refused.append(NotReplaced(name, kind, str(error)))
+                skipped.append(SkippedModule(name, kind, str(error)))
             continue
         new_modules[module] = new
         weight = getattr(new, "weight", None)
         hidden_size = None if weight is None else weight.shape[0]
-        replaced.append(Replaced(name, kind, hidden_size, epsilon, offset))
+        replaced.append(ReplacedModule(name, kind, hidden_size, epsilon, offset))
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child in new_modules:
                 setattr(parent, name, new_modules[child])
-    return ReplaceReport(tuple(replaced), tuple(refused))
+    return ReplaceReport(tuple(replaced), tuple(skipped))

@@ -21,7 +21,7 @@ __all__ = ["TESTED_VERSIONS", "load", "release", "scope", "tensorflow_version"]
 # (major, minor) of the TensorFlow releases in which this was seen to work.
 TESTED_VERSIONS = ((2, 18), (2, 19), (2, 20), (2, 21))
 
-_LIBRARY = pathlib.Path(__file__).parent / "_native" / "libvhlo_export.so"
+_LIBRARY = pathlib.Path(__file__).parents[1] / "_native" / "libvhlo_export.so"
 
 _library: ctypes.CDLL | None = None
 
@@ -56,7 +56,7 @@ def _obstacle() -> str | None:
     if "tensorflow" in sys.modules:
         return (
             "TensorFlow was imported before it (import"
-            " ai_edge_rms_norm.tensorflow_vhlo_export and call load() first)"
+            " ai_edge_rms_norm.conversion.tensorflow_vhlo_export and call load() first)"
         )
     return None
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from absl import logging
 
-import ai_edge_rms_norm.lowering  # noqa: F401  Registers the lowerings.
-from ai_edge_rms_norm import decomposed, flatbuffer, front_end, tensorflow_backend
-from ai_edge_rms_norm import encoding as encoding_lib
-from ai_edge_rms_norm.encoding import Encoding
-from ai_edge_rms_norm.model import DEFAULT_SIGNATURE, Model
+import ai_edge_rms_norm.conversion.lowering  # noqa: F401  Registers the lowerings.
+from ai_edge_rms_norm.conversion import front_end, fx_passes, tensorflow_backend
+from ai_edge_rms_norm.runtime.model import DEFAULT_SIGNATURE, Model
+from ai_edge_rms_norm.tflite import edit, flatbuffer
+from ai_edge_rms_norm.tflite import encoding as encoding_lib
+from ai_edge_rms_norm.tflite.encoding import Encoding
 
 __all__ = ["METADATA", "Backend", "Converter", "convert", "signature"]
 
@@ -141,9 +142,9 @@ class Converter:
 
         def transform(program: torch.export.ExportedProgram) -> None:
             if fuse_decomposed:
-                decomposed.fuse_decomposed(program)
+                fx_passes.fuse_decomposed(program)
             if fuse_add:
-                decomposed.fuse_add(program)
+                fx_passes.fuse_add(program)
 
         content, converter = run(
             self._signatures,
@@ -153,7 +154,7 @@ class Converter:
         logging.info("Converted with the backend %s: %s", backend.value, converter)
         model = flatbuffer.read(content)
         encoding_lib.translate_model(model, encoding)
-        flatbuffer.set_metadata(model, METADATA, converter.encode())
+        edit.set_metadata(model, METADATA, converter.encode())
         return Model(flatbuffer.to_bytes(model))
 
 
@@ -210,8 +211,7 @@ def convert(
         or to `tensorflow_backend.convert`.
 
     Returns:
-      The model. Its metadata entry `ai_edge_rms_norm.converter` says what converted
-      it.
+      The model. Its metadata entry `ai_edge_rms_norm.converter` says what converted it.
 
     Raises:
       ImportError: What the backend needs is not installed.

@@ -18,17 +18,15 @@ composites `odml.rms_norm`. Everything else in the file stays as it is, bit for 
 import collections
 import copy
 import dataclasses
-import os
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ai_edge_rms_norm import encoding as encoding_lib
-from ai_edge_rms_norm import flatbuffer, wire_format
-from ai_edge_rms_norm.encoding import Encoding
-from ai_edge_rms_norm.model import Model
+from ai_edge_rms_norm.tflite import edit, op_options
+from ai_edge_rms_norm.tflite import encoding as encoding_lib
+from ai_edge_rms_norm.tflite.encoding import Encoding
 
-__all__ = ["FuseReport", "Fused", "Refused", "fuse", "fuse_model"]
+__all__ = ["FusionReport", "FusedNorm", "SkippedNorm", "fuse_model"]
 
 _OP = schema.BuiltinOperator
 _TYPE = schema.TensorType
@@ -48,7 +46,7 @@ _CONTROL_DEPENDENCIES = b"model_control_dependencies"
 
 
 @dataclasses.dataclass(frozen=True)
-class Fused:
+class FusedNorm:
     """One RMSNorm that was fused.
 
     Attributes:
@@ -72,7 +70,7 @@ class Fused:
 
 
 @dataclasses.dataclass(frozen=True)
-class Refused:
+class SkippedNorm:
     """What begins like an RMSNorm and was left alone.
 
     Attributes:
@@ -87,18 +85,18 @@ class Refused:
 
 
 @dataclasses.dataclass(frozen=True)
-class FuseReport:
+class FusionReport:
     """What `fuse` did.
 
     Attributes:
       fused: The norms that became one operator each, in the order of the file.
-      refused: What was left alone, and why.
+      skipped: What was left alone, and why.
       operators_before: Number of operators in all subgraphs.
       operators_after: The same, of the result.
     """
 
-    fused: tuple[Fused, ...]
-    refused: tuple[Refused, ...]
+    fused: tuple[FusedNorm, ...]
+    skipped: tuple[SkippedNorm, ...]
     operators_before: int
     operators_after: int
 
@@ -212,7 +210,7 @@ class _Graph:
         return tensor in self._outputs
 
     def is_constant(self, tensor: int) -> bool:
-        return flatbuffer.constant_data(self._model, self._tensors[tensor]) is not None
+        return edit.constant_data(self._model, self._tensors[tensor]) is not None
 
     def produced_by(self, tensor: int, *builtins: int) -> int | None:
         """Returns the producer of a tensor if it is one of these operators."""
@@ -228,14 +226,14 @@ class _Graph:
         """Returns the value of a constant of one element and floating type."""
         tensor = self.stored(tensor)
         dtype = _FLOAT_DTYPES.get(self.type(tensor))
-        data = flatbuffer.constant_data(self._model, self._tensors[tensor])
+        data = edit.constant_data(self._model, self._tensors[tensor])
         if dtype is None or data is None or len(data) != np.dtype(dtype).itemsize:
             return None
         # The shortest decimal: 1e-06 for the float32 that is next to it.
         return float(str(np.float32(np.frombuffer(bytes(data), dtype)[0])))
 
     def integers(self, tensor: int) -> list[int] | None:
-        data = flatbuffer.constant_data(self._model, self._tensors[tensor])
+        data = edit.constant_data(self._model, self._tensors[tensor])
         if data is None or self.type(tensor) != _TYPE.INT32:
             return None
         return np.frombuffer(bytes(data), np.int32).tolist()
@@ -529,11 +527,11 @@ def _remove_unused(
 
 def _fuse_subgraph(
     model: schema.ModelT, index: int
-) -> tuple[list[Fused], list[Refused]]:
+) -> tuple[list[FusedNorm], list[SkippedNorm]]:
     subgraph = model.subgraphs[index]
     graph = _Graph(model, subgraph)
     original = list(subgraph.operators)
-    fused, refused, matches = [], [], {}
+    fused, skipped, matches = [], [], {}
     taken: set[int] = set()
     for o in range(len(original)):
         if graph.builtin(o) not in (_OP.RSQRT, _OP.SQRT, _OP.POW):
@@ -541,13 +539,13 @@ def _fuse_subgraph(
         try:
             match = graph.match(o)
         except _NotFusibleError as error:
-            refused.append(Refused(index, o, str(error)))
+            skipped.append(SkippedNorm(index, o, str(error)))
             continue
         if match is not None and taken.isdisjoint(match.chain):
             taken.update(match.chain)
             matches[graph.producer(match.output)] = match
     if not matches:
-        return fused, refused
+        return fused, skipped
 
     touched = set()
     operators = []
@@ -564,18 +562,18 @@ def _fuse_subgraph(
         operators += before
         operators.append(
             schema.OperatorT(
-                opcodeIndex=flatbuffer.intern_operator_code(
-                    model, _OP.CUSTOM, wire_format.RMS_NORM
+                opcodeIndex=edit.intern_operator_code(
+                    model, _OP.CUSTOM, op_options.RMS_NORM
                 ),
                 inputs=inputs,
                 outputs=[match.output],
                 customOptions=np.frombuffer(
-                    wire_format.encode_custom_options(match.epsilon), np.uint8
+                    op_options.encode_custom_options(match.epsilon), np.uint8
                 ),
             )
         )
         fused.append(
-            Fused(
+            FusedNorm(
                 index,
                 tuple(match.chain),
                 graph.name(match.output),
@@ -604,8 +602,8 @@ def _fuse_subgraph(
     for operator in subgraph.operators:
         for tensors in (operator.inputs, operator.outputs, operator.intermediates):
             used.update(() if tensors is None else map(int, tensors))
-    flatbuffer.drop_tensors(model, index, touched - used)
-    return fused, refused
+    edit.drop_tensors(model, index, touched - used)
+    return fused, skipped
 
 
 def _check_order(model: schema.ModelT) -> None:
@@ -619,19 +617,19 @@ def _check_order(model: schema.ModelT) -> None:
 
 def fuse_model(
     model: schema.ModelT, encoding: Encoding | str = Encoding.CUSTOM
-) -> FuseReport:
+) -> FusionReport:
     """Fuses the norms of an object tree, in place; otherwise like `fuse`."""
     encoding = Encoding(encoding)
     _check_order(model)
     before = sum(len(subgraph.operators) for subgraph in model.subgraphs)
     composites = {
         (node.subgraph, node.operator): node
-        for node in encoding_lib.find_nodes(model)
+        for node in encoding_lib.find_ops(model)
         if node.encoding == Encoding.COMPOSITE
     }
     fused = []
-    refused = [
-        Refused(s, o, "the composite odml.rms_norm has no attribute epsilon > 0")
+    skipped = [
+        SkippedNorm(s, o, "the composite odml.rms_norm has no attribute epsilon > 0")
         for s, subgraph in enumerate(model.subgraphs)
         for o, operator in enumerate(subgraph.operators)
         if (s, o) not in composites
@@ -643,11 +641,11 @@ def fuse_model(
             subgraph = model.subgraphs[s]
             if (s, o) not in verified:
                 reason = "the composite odml.rms_norm computes something else inside"
-                refused.append(Refused(s, o, reason))
+                skipped.append(SkippedNorm(s, o, reason))
                 continue
             graph = _Graph(model, subgraph)
             fused.append(
-                Fused(
+                FusedNorm(
                     s,
                     (o,),
                     graph.name(node.outputs[0]),
@@ -668,46 +666,12 @@ def fuse_model(
         if index not in decompositions:
             of_subgraph = _fuse_subgraph(model, index)
             fused += of_subgraph[0]
-            refused += of_subgraph[1]
+            skipped += of_subgraph[1]
     encoding_lib.translate_model(model, encoding)
-    flatbuffer.sort_operator_codes(model)
-    return FuseReport(
+    edit.sort_operator_codes(model)
+    return FusionReport(
         tuple(sorted(fused, key=lambda f: (f.subgraph, f.operators))),
-        tuple(sorted(refused, key=lambda r: (r.subgraph, r.operator))),
+        tuple(sorted(skipped, key=lambda r: (r.subgraph, r.operator))),
         before,
         sum(len(subgraph.operators) for subgraph in model.subgraphs),
     )
-
-
-def fuse(
-    model: bytes | str | os.PathLike, *, encoding: Encoding | str = Encoding.CUSTOM
-) -> tuple[Model, FuseReport]:
-    """Makes one operator of every RMSNorm in a finished .tflite.
-
-    An intermediate that something else uses, or that is an output, keeps a norm from
-    being fused, as does a mean over other axes than the last; the report names these.
-    Half-precision norms that round in between become norms that round once. A
-    LayerNorm written as mean(d * d) of d = x - mean(x) holds an RMSNorm of d, which is
-    fused.
-
-    Args:
-      model: The bytes or the path of a .tflite. A file is mapped.
-      encoding: How our operators, also those that were in the file before, are
-        written: `custom`, `stablehlo_custom_call` or `composite`; the latter leaves
-        composites as they are.
-
-    Returns:
-      The model and the report of what was fused and what was not.
-
-    Raises:
-      OSError: The file cannot be read.
-      ValueError: It is no .tflite or is damaged, refers to operators by index, or the
-        encoding is unknown.
-    """
-    encoding = Encoding(encoding)
-    if isinstance(model, bytes):
-        tree = flatbuffer.read(model)
-    else:
-        tree = flatbuffer.load(model)
-    report = fuse_model(tree, encoding)
-    return Model(flatbuffer.to_bytes(tree)), report

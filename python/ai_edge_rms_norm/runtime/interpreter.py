@@ -8,15 +8,16 @@ external delegate; every other operator runs as it does in the stock interpreter
 import ctypes
 import os
 import pathlib
+import warnings
 
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
-from ai_edge_rms_norm import encoding, flatbuffer, wire_format
+from ai_edge_rms_norm.tflite import encoding, flatbuffer, op_options
 
 __all__ = ["Interpreter", "delegate_path", "kernel_variant"]
 
-_DELEGATE = pathlib.Path(__file__).parent / "_native" / "librms_norm_delegate.so"
+_DELEGATE = pathlib.Path(__file__).parents[1] / "_native" / "librms_norm_delegate.so"
 
 
 def delegate_path() -> str:
@@ -79,7 +80,7 @@ def _resolve_custom_calls(content, name: str) -> bytes | None:
         }
     )
     if unknown:
-        known = ", ".join(wire_format.CALL_TARGETS)
+        known = ", ".join(op_options.CALL_TARGETS)
         raise ValueError(
             f"{name} calls {', '.join(unknown)}, which this interpreter does not know;"
             f" it knows {known}"
@@ -99,7 +100,7 @@ class Interpreter(litert.Interpreter):
       model_content: Bytes of a .tflite, instead of a path.
       experimental_delegates: Further delegates, applied after ours.
       num_threads: Threads for the kernels and for XNNPACK; default the runtime's.
-      fuse_primitives: Whether RMSNorm that is written as primitive operators runs on
+      fuse_decomposed: Whether RMSNorm that is written as primitive operators runs on
         the fused kernels, too; `ai_edge_rms_norm.fuse` does the same to a file.
       **kwargs: Other arguments of `ai_edge_litert.interpreter.Interpreter`.
 
@@ -114,9 +115,16 @@ class Interpreter(litert.Interpreter):
         model_content: bytes | None = None,
         experimental_delegates: list | None = None,
         num_threads: int | None = None,
-        fuse_primitives: bool = False,
+        fuse_decomposed: bool = False,
         **kwargs,
     ):
+        if "fuse_primitives" in kwargs:
+            warnings.warn(
+                "fuse_primitives is now fuse_decomposed",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            fuse_decomposed = kwargs.pop("fuse_primitives")
         if (model_path is None) == (model_content is None):
             raise ValueError("expected exactly one of model_path and model_content")
         name = "model_content" if model_path is None else os.fspath(model_path)
@@ -128,7 +136,7 @@ class Interpreter(litert.Interpreter):
             resolved = _resolve_custom_calls(model_content, name)
         if resolved is not None:
             model_path, model_content = None, resolved
-        options = {"fuse_primitives": "1"} if fuse_primitives else None
+        options = {"fuse_primitives": "1"} if fuse_decomposed else None
         delegates = [litert.load_delegate(delegate_path(), options)]
         delegates += experimental_delegates or ()
         try:

@@ -1,0 +1,1 @@
+"""The command `ai-edge-rms-norm`."""

@@ -1,0 +1,1 @@
+"""PyTorch: the operators, the module, and the replacement of modules that exist."""

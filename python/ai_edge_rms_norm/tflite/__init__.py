@@ -1,0 +1,1 @@
+"""The .tflite file: reading, encodings, fusing and writing. Imports no PyTorch."""

@@ -1,0 +1,230 @@
+"""Edits the object tree of a .tflite: operator codes, buffers, tensors, subgraphs.
+
+The tree is that of `ai_edge_litert.schema_py_generated`, as `flatbuffer.read` unpacks
+it.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+__all__ = [
+    "BUFFER_ALIGNMENT",
+    "OPTIONAL_TENSOR",
+    "AlignedBuffer",
+    "append_buffer",
+    "called_subgraphs",
+    "clear_options",
+    "constant_data",
+    "custom_options",
+    "drop_subgraphs",
+    "drop_tensors",
+    "intern_operator_code",
+    "octets",
+    "set_metadata",
+    "sort_operator_codes",
+]
+
+# Buffer.data (force_align: 16) in schema.fbs.
+BUFFER_ALIGNMENT = 16
+# Stands for an operand that is left out (kTfLiteOptionalTensor, core/c/common.h).
+OPTIONAL_TENSOR = -1
+# Data from this size on is not packed, but appended to the flatbuffer.
+_APPENDED_SIZE = 4096
+# Builtin codes above this do not fit the deprecated int8 field (schema.fbs).
+_PLACEHOLDER_FOR_GREATER_OP_CODES = 127
+_SUBGRAPH_REFERENCE = re.compile(r"subgraph(index)?$", re.IGNORECASE)
+
+
+class AlignedBuffer(schema.BufferT):
+    """A BufferT that packs its data with the schema's alignment.
+
+    The generated `Pack` does not keep it.
+    """
+
+    external: np.ndarray | None = None
+
+    @property
+    def is_appended(self) -> bool:
+        return self.data is not None and len(self.data) >= _APPENDED_SIZE
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:
+        data = None
+        if self.data is not None:
+            length = 0 if self.is_appended else len(self.data)
+            builder.StartVector(1, length, BUFFER_ALIGNMENT)
+            builder.head -= length
+            if length:
+                content = memoryview(self.data)
+                builder.Bytes[builder.head : builder.head + length] = content
+            data = builder.EndVector()
+        schema.BufferStart(builder)
+        if data is not None:
+            schema.BufferAddData(builder, data)
+        schema.BufferAddOffset(builder, self.offset)
+        schema.BufferAddSize(builder, self.size)
+        return schema.BufferEnd(builder)
+
+
+def octets(vector: Iterable[int] | None) -> bytes:
+    """Returns a vector of bytes, of whichever type it was read as; b"" for none."""
+    return b"" if vector is None else bytes(bytearray(vector))
+
+
+def custom_options(operator: schema.OperatorT) -> bytes:
+    """Returns the custom options of an operator, wherever they are."""
+    data = getattr(operator, "external", None)
+    return octets(operator.customOptions if data is None else data)
+
+
+def clear_options(operator: schema.OperatorT) -> None:
+    """Removes the options of an operator, of every kind."""
+    operator.builtinOptionsType = operator.builtinOptions2Type = 0
+    operator.builtinOptions = operator.builtinOptions2 = operator.customOptions = None
+    operator.external = None
+    operator.largeCustomOptionsOffset = operator.largeCustomOptionsSize = 0
+
+
+def constant_data(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
+    """Returns the bytes of a constant tensor; None if it is computed."""
+    buffer = model.buffers[tensor.buffer]
+    data = buffer.data if buffer.data is not None else buffer.external
+    return data if data is not None and len(data) else None
+
+
+def append_buffer(model: schema.ModelT, data: np.ndarray) -> int:
+    """Appends a buffer of uint8 data and returns its index."""
+    model.buffers.append(AlignedBuffer(data))
+    return len(model.buffers) - 1
+
+
+def set_metadata(model: schema.ModelT, name: str, value: bytes) -> None:
+    """Sets a metadata entry of the model, new or existing."""
+    data = np.frombuffer(value, np.uint8)
+    model.metadata = model.metadata or []
+    for entry in model.metadata:
+        if entry.name == name.encode():
+            model.buffers[entry.buffer].data = data
+            return
+    buffer = append_buffer(model, data)
+    model.metadata.append(schema.MetadataT(name=name.encode(), buffer=buffer))
+
+
+def intern_operator_code(
+    model: schema.ModelT, builtin: int, custom_code: str | None = None
+) -> int:
+    """Returns the index of an operator code of version 1, appended if missing."""
+    name = None if custom_code is None else custom_code.encode()
+    for index, code in enumerate(model.operatorCodes):
+        if (code.builtinCode, code.customCode, code.version) == (builtin, name, 1):
+            return index
+    model.operatorCodes.append(
+        schema.OperatorCodeT(
+            deprecatedBuiltinCode=min(builtin, _PLACEHOLDER_FOR_GREATER_OP_CODES),
+            customCode=name,
+            version=1,
+            builtinCode=builtin,
+        )
+    )
+    return len(model.operatorCodes) - 1
+
+
+def sort_operator_codes(model: schema.ModelT) -> None:
+    """Keeps the operator codes in use, in the order of their first use.
+
+    That is the order in which the converters write them.
+    """
+    used: dict[int, int] = {}
+    for subgraph in model.subgraphs:
+        for operator in subgraph.operators:
+            operator.opcodeIndex = used.setdefault(operator.opcodeIndex, len(used))
+    model.operatorCodes = [model.operatorCodes[old] for old in used]
+
+
+def _renumber_subgraphs(holder, renumber: Callable[[int], int]) -> None:
+    for name, value in vars(holder).items() if holder is not None else ():
+        if _SUBGRAPH_REFERENCE.search(name) and value >= 0:
+            setattr(holder, name, renumber(value))
+        elif name == "branchSubgraphIndices" and value is not None:
+            setattr(holder, name, [renumber(index) for index in value])
+
+
+def called_subgraphs(operator: schema.OperatorT) -> set[int]:
+    """Returns the subgraphs that an operator's options refer to."""
+    called = set()
+
+    def note(index: int) -> int:
+        called.add(index)
+        return index
+
+    for options in (operator.builtinOptions, operator.builtinOptions2):
+        _renumber_subgraphs(options, note)
+    return called
+
+
+def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
+    """Removes subgraphs and the buffers only they used; not what others refer to."""
+    if not dropped:
+        return
+    used = {signature.subgraphIndex for signature in model.signatureDefs or ()}
+    for i, subgraph in enumerate(model.subgraphs):
+        if i not in dropped:
+            used.update(*map(called_subgraphs, subgraph.operators))
+    if dropped & used:
+        return drop_subgraphs(model, dropped - used)  # What is kept uses others.
+    candidates = {t.buffer for i in dropped for t in model.subgraphs[i].tensors}
+    kept = [i for i in range(len(model.subgraphs)) if i not in dropped]
+    model.subgraphs = [model.subgraphs[i] for i in kept]
+    new_index = {old: new for new, old in enumerate(kept)}
+    for signature in model.signatureDefs or ():
+        _renumber_subgraphs(signature, new_index.__getitem__)
+    for subgraph in model.subgraphs:
+        for operator in subgraph.operators:
+            _renumber_subgraphs(operator.builtinOptions, new_index.__getitem__)
+            _renumber_subgraphs(operator.builtinOptions2, new_index.__getitem__)
+
+    _drop_buffers(model, candidates)
+
+
+def drop_tensors(model: schema.ModelT, subgraph_index: int, dropped: set[int]) -> None:
+    """Removes tensors that nothing refers to, and the buffers only they used."""
+    if not dropped:
+        return
+    subgraph = model.subgraphs[subgraph_index]
+    candidates = {subgraph.tensors[i].buffer for i in dropped}
+    kept = [i for i in range(len(subgraph.tensors)) if i not in dropped]
+    new_index = {old: new for new, old in enumerate(kept)}
+    new_index[OPTIONAL_TENSOR] = OPTIONAL_TENSOR
+
+    def renumber(indices):
+        return None if indices is None else [new_index[int(i)] for i in indices]
+
+    subgraph.tensors = [subgraph.tensors[i] for i in kept]
+    subgraph.inputs = renumber(subgraph.inputs)
+    subgraph.outputs = renumber(subgraph.outputs)
+    for operator in subgraph.operators:
+        operator.inputs = renumber(operator.inputs)
+        operator.outputs = renumber(operator.outputs)
+        operator.intermediates = renumber(operator.intermediates)
+    for signature in model.signatureDefs or ():
+        if signature.subgraphIndex == subgraph_index:
+            for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
+                entry.tensorIndex = new_index[entry.tensorIndex]
+    _drop_buffers(model, candidates)
+
+
+def _drop_buffers(model: schema.ModelT, candidates: set[int]) -> None:
+    """Removes those of the candidates that nothing refers to."""
+    holders = [t for subgraph in model.subgraphs for t in subgraph.tensors]
+    holders += model.metadata or []
+    unused = candidates - {holder.buffer for holder in holders} - {0}
+    kept = [i for i in range(len(model.buffers)) if i not in unused]
+    model.buffers = [model.buffers[i] for i in kept]
+    new_index = {old: new for new, old in enumerate(kept)}
+    for holder in holders:
+        holder.buffer = new_index[holder.buffer]
+    if model.metadataBuffer is not None:
+        model.metadataBuffer = [new_index[i] for i in model.metadataBuffer]
