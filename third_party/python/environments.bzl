@@ -43,10 +43,16 @@ def _python_environment_impl(repository_ctx):
         ))
     lock = repository_ctx.path(Label(lock))
     script = repository_ctx.path(repository_ctx.attr._script)
+
+    # Bazel 8 does not watch a label that is only given to path(); Bazel 4 has no
+    # watch() and does.
+    if hasattr(repository_ctx, "watch"):
+        repository_ctx.watch(lock)
+        repository_ctx.watch(script)
     environment = repository_ctx.os.environ
     python = environment.get("PYTHON_BIN_PATH") or repository_ctx.which("python3")
     if not python:
-        fail("python3 is not on PATH; Python 3.11 or newer is needed")
+        fail("python3 is not on PATH; Python 3.11 is needed")
     repository_ctx.report_progress("Installing {} with pip".format(lock.basename))
     result = repository_ctx.execute([python, script, lock], timeout = 3600)
     if result.return_code != 0:
