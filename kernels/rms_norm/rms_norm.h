@@ -38,6 +38,8 @@ namespace ai_edge_rms_norm {
 
 class ThreadPool;
 
+enum class RmsNormOp : unsigned char { kRmsNorm, kAddRmsNorm };
+
 enum class ElementType : unsigned char { kFloat32, kFloat16, kBFloat16 };
 
 // In bytes.
@@ -61,9 +63,9 @@ void AddRmsNorm(const RmsNormParams& params, const void* x,
                 const void* residual, const void* weight, void* sum, void* y,
                 ThreadPool* pool = nullptr);
 
-// Name of the kernel variant that this process runs ("avx512_zen4", "avx512",
-// "avx2", "neon", "generic"): the best one for the CPU, or the one that the
-// environment variable AI_EDGE_RMS_NORM_VARIANT names, read once.
+// Name of the kernel variant that this process runs, one of variants.inc: the
+// best one for the CPU, or the one that the environment variable
+// AI_EDGE_RMS_NORM_VARIANT names, read once.
 const char* RmsNormVariant();
 
 }  // namespace ai_edge_rms_norm

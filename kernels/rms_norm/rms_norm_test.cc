@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "kernels/rms_norm/element_types.h"
-#include "kernels/rms_norm/kernels.h"
 #include "kernels/rms_norm/rms_norm_reference.h"
 #include "kernels/rms_norm/thread_pool.h"
+#include "kernels/rms_norm/variants.h"
 
 namespace ai_edge_rms_norm {
 
@@ -174,7 +174,7 @@ class KernelTest : public testing::TestWithParam<KernelInfo> {
     }
   }
 
-  bool adds() const { return GetParam().op == Op::kAddRmsNorm; }
+  bool adds() const { return GetParam().op == RmsNormOp::kAddRmsNorm; }
   ElementType type() const { return GetParam().type; }
 
   RmsNormParams Params(std::size_t rows, std::size_t hidden_size,
@@ -550,6 +550,18 @@ TEST(RmsNormTest, ResultDoesNotDependOnTheNumberOfThreads) {
   }
 }
 
+// Neither list can be made from the other: the compiler reads one, Bazel the
+// other.
+TEST(VariantsTest, AreTheSameInBothLists) {
+#define RMS_NORM_STRING(...) #__VA_ARGS__
+#define RMS_NORM_STRING_OF(...) RMS_NORM_STRING(__VA_ARGS__)
+  std::string names = VariantNames();
+  names.erase(std::remove(names.begin(), names.end(), ' '), names.end());
+  EXPECT_EQ(names, RMS_NORM_STRING_OF(RMS_NORM_VARIANTS));
+#undef RMS_NORM_STRING_OF
+#undef RMS_NORM_STRING
+}
+
 TEST(RmsNormVariantDeathTest, IsChosenByTheEnvironmentVariable) {
   // The variant is chosen once per process; these tests run first, in forks.
   // "threadsafe" would start the program anew, which qemu-user cannot do.
@@ -568,9 +580,10 @@ TEST(RmsNormVariantDeathTest, IsChosenByTheEnvironmentVariable) {
   }
   EXPECT_EXIT(exit_unless_variant_is("", best), testing::ExitedWithCode(0),
               "^$");
-  EXPECT_EXIT(exit_unless_variant_is("mmx", best), testing::ExitedWithCode(0),
-              "AI_EDGE_RMS_NORM_VARIANT=mmx is not a known variant; using " +
-                  best + " instead");
+  EXPECT_EXIT(
+      exit_unless_variant_is("mmx", best), testing::ExitedWithCode(0),
+      std::string("AI_EDGE_RMS_NORM_VARIANT=mmx is not one of the variants ") +
+          VariantNames() + "; using " + best + " instead");
 }
 
 TEST(ElementTypesTest, ConvertsEveryFloat16) {

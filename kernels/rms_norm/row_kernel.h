@@ -2,7 +2,7 @@
 //
 // A per-ISA file defines a class Simd in an anonymous namespace (so that no
 // code compiled with its instruction set flags is shared with other files) and
-// instantiates RunKernel with it. Simd provides
+// defines its kernels with RMS_NORM_DEFINE_KERNELS. Simd provides
 //
 //   Vec                        float32 vector of kLanes lanes
 //   kAccumulators              how many sums hide the latency of MulAdd
@@ -33,7 +33,7 @@
 
 #include "kernels/rms_norm/element_types.h"
 #include "kernels/rms_norm/exceptional_row.h"
-#include "kernels/rms_norm/kernels.h"
+#include "kernels/rms_norm/variants.h"
 
 namespace ai_edge_rms_norm {
 
@@ -47,15 +47,17 @@ class RowKernel {
   // register of the caller's. What is saved on the stack has to be read back
   // from behind the stores of y, and until then the caller cannot go on: a
   // quarter of the time of a row of 640 elements.
-  static __attribute__((noinline)) void Run(const RmsNormParams& params,
-                                            const void* x, const void* weight,
-                                            void* y,
-                                            const ResidualSum* residual) {
+  static __attribute__((noinline)) void Normalize(const RmsNormParams& params,
+                                                  const void* x,
+                                                  const void* weight, void* y,
+                                                  const ResidualSum* residual) {
     if (params.rows != 1 || params.hidden_size > kBlock) {
-      return RunRows(params, x, weight, y, residual);
+      return NormalizeRows(params, x, weight, y, residual);
     }
-    RunRow(params, 1.0 / static_cast<double>(params.hidden_size),
-           FirstSource(x, residual), FirstTarget(weight, y));
+    const Source source = FirstSource(x, residual);
+    NormalizeRow(params, 1.0 / static_cast<double>(params.hidden_size), source,
+                 SumBlock(source, 0, params.hidden_size),
+                 FirstTarget(weight, y));
     if constexpr (kStream) Simd::StreamFence();
   }
 
@@ -152,7 +154,7 @@ class RowKernel {
   }
 
   // For the rows that do not, among them those without a scale in float32.
-  static __attribute__((noinline)) void RunScaleFirst(
+  static __attribute__((noinline)) void NormalizeRowScaleFirst(
       const RmsNormParams& params, double mean_plus_epsilon, const T* row,
       const Weight* weight, T* y) {
     if (IsExceptional(mean_plus_epsilon)) {
@@ -164,56 +166,54 @@ class RowKernel {
     Scale<Order::kScaleFirst>({row, weight, y, scale}, params.hidden_size);
   }
 
-  static RMS_NORM_INLINE void RunRow(const RmsNormParams& params,
-                                     double reciprocal_n, const Source& source,
-                                     Target target) {
+  static RMS_NORM_INLINE void NormalizeRow(const RmsNormParams& params,
+                                           double reciprocal_n,
+                                           const Source& source,
+                                           double sum_of_squares,
+                                           Target target) {
     const std::size_t n = params.hidden_size;
     const double mean_plus_epsilon =
-        Simd::MulAdd(Sum(source, n), reciprocal_n, params.epsilon);
+        Simd::MulAdd(sum_of_squares, reciprocal_n, params.epsilon);
     target.row = kAddResidual ? source.sum : source.x;
     if (__builtin_expect(AllowsWeightFirst(mean_plus_epsilon), 1)) {
       target.scale = Simd::ReciprocalSqrt(mean_plus_epsilon);
       Scale<Order::kWeightFirst>(target, n);
     } else {
-      RunScaleFirst(params, mean_plus_epsilon, target.row, target.weight,
-                    target.y);
+      NormalizeRowScaleFirst(params, mean_plus_epsilon, target.row,
+                             target.weight, target.y);
     }
   }
 
-  static __attribute__((noinline)) void RunRows(const RmsNormParams& params,
-                                                const void* x,
-                                                const void* weight, void* y,
-                                                const ResidualSum* residual) {
+  static __attribute__((noinline)) void NormalizeRows(
+      const RmsNormParams& params, const void* x, const void* weight, void* y,
+      const ResidualSum* residual) {
     const Source source = FirstSource(x, residual);
     const Target target = FirstTarget(weight, y);
-    switch (ChooseSchedule(params.rows, params.hidden_size)) {
-      case Schedule::kRowByRow:
-        RunRowByRow(params, source, target);
-        break;
-      case Schedule::kLead:
-        RunOneRowAhead(params, source, target, params.hidden_size);
-        break;
-      case Schedule::kInterleave:
-        RunOneRowAhead(params, source, target, kChunk);
-        break;
+    const Schedule schedule = ChooseSchedule(params.rows, params.hidden_size);
+    if (schedule == Schedule::kRowByRow) {
+      NormalizeRowByRow(params, source, target);
+    } else {
+      NormalizeOneRowAhead(
+          params, source, target,
+          schedule == Schedule::kLead ? params.hidden_size : kChunk);
     }
     if constexpr (kStream) Simd::StreamFence();
   }
 
-  static RMS_NORM_INLINE void RunRowByRow(const RmsNormParams& params,
-                                          Source source, Target target) {
+  static RMS_NORM_INLINE void NormalizeRowByRow(const RmsNormParams& params,
+                                                Source source, Target target) {
     const std::size_t n = params.hidden_size;
     const double reciprocal_n = 1.0 / static_cast<double>(n);
     for (std::size_t r = 0; r < params.rows; ++r) {
-      RunRow(params, reciprocal_n, source, target);
+      NormalizeRow(params, reciprocal_n, source, Sum(source, n), target);
       source.Advance(n);
       target.y += n;
     }
   }
 
-  static RMS_NORM_INLINE void RunOneRowAhead(const RmsNormParams& params,
-                                             Source source, Target target,
-                                             std::size_t scale_step) {
+  static RMS_NORM_INLINE void NormalizeOneRowAhead(const RmsNormParams& params,
+                                                   Source source, Target target,
+                                                   std::size_t scale_step) {
     const std::size_t n = params.hidden_size;
     const double reciprocal_n = 1.0 / static_cast<double>(n);
     double sum_of_squares = SumOutlined(source, n);
@@ -230,8 +230,8 @@ class RowKernel {
           Scale<Order::kWeightFirst>(target, n);
         }
       } else {
-        RunScaleFirst(params, mean_plus_epsilon, target.row, target.weight,
-                      target.y);
+        NormalizeRowScaleFirst(params, mean_plus_epsilon, target.row,
+                               target.weight, target.y);
         if (r < params.rows) sum_of_squares = SumOutlined(source, n);
       }
       target.y += n;
@@ -321,8 +321,8 @@ class RowKernel {
   }
 
   static RMS_NORM_INLINE double Sum(const Source& source, std::size_t n) {
-    double total = SumBlock(source, 0, Min(n, kBlock));
-    for (std::size_t begin = kBlock; begin < n; begin += kBlock) {
+    double total = 0.0;
+    for (std::size_t begin = 0; begin < n; begin += kBlock) {
       total += SumBlock(source, begin, Min(begin + kBlock, n));
     }
     return total;
@@ -432,54 +432,57 @@ class RowKernel {
 };
 
 template <class Simd, class T, class Weight, bool kAddResidual>
-RMS_NORM_INLINE void RunKernelStreamed(const RmsNormParams& params,
-                                       const void* x, const void* weight,
-                                       void* y, const ResidualSum* residual,
-                                       bool stream) {
+RMS_NORM_INLINE void DispatchOnStreaming(const RmsNormParams& params,
+                                         const void* x, const void* weight,
+                                         void* y, const ResidualSum* residual,
+                                         bool stream) {
   if constexpr (Simd::kStreamAlignment != 0) {
     constexpr std::size_t kMask = Simd::kStreamAlignment - 1;
     const std::size_t row_bytes = params.hidden_size * sizeof(T);
     const auto address = reinterpret_cast<std::uintptr_t>(y);
     if (stream && ((address | row_bytes) & kMask) == 0) {
-      RowKernel<Simd, T, Weight, kAddResidual, true>::Run(params, x, weight, y,
-                                                          residual);
+      RowKernel<Simd, T, Weight, kAddResidual, true>::Normalize(
+          params, x, weight, y, residual);
       return;
     }
   }
-  RowKernel<Simd, T, Weight, kAddResidual, false>::Run(params, x, weight, y,
-                                                       residual);
+  RowKernel<Simd, T, Weight, kAddResidual, false>::Normalize(params, x, weight,
+                                                             y, residual);
 }
 
 template <class Simd, class T, bool kAddResidual>
-RMS_NORM_INLINE void RunKernel(const RmsNormParams& params, const void* x,
-                               const void* weight, void* y,
-                               const ResidualSum* residual, bool stream) {
+RMS_NORM_INLINE void DispatchOnWeight(const RmsNormParams& params,
+                                      const void* x, const void* weight,
+                                      void* y, const ResidualSum* residual,
+                                      bool stream) {
   if (weight == nullptr) {
-    RunKernelStreamed<Simd, T, NoWeight, kAddResidual>(params, x, weight, y,
-                                                       residual, stream);
+    DispatchOnStreaming<Simd, T, NoWeight, kAddResidual>(params, x, weight, y,
+                                                         residual, stream);
   } else if (params.weight_type == ElementType::kFloat32) {
-    RunKernelStreamed<Simd, T, float, kAddResidual>(params, x, weight, y,
-                                                    residual, stream);
+    DispatchOnStreaming<Simd, T, float, kAddResidual>(params, x, weight, y,
+                                                      residual, stream);
   } else {
-    RunKernelStreamed<Simd, T, T, kAddResidual>(params, x, weight, y, residual,
-                                                stream);
+    DispatchOnStreaming<Simd, T, T, kAddResidual>(params, x, weight, y,
+                                                  residual, stream);
   }
 }
 
-#define RMS_NORM_DEFINE_KERNEL(name, Simd, T, adds)                         \
-  void name(const RmsNormParams& params, const void* x, const void* weight, \
-            void* y, const ResidualSum* residual, bool stream) {            \
-    RunKernel<Simd, T, adds>(params, x, weight, y, residual, stream);       \
+// The arguments of DispatchOnWeight by the names in RMS_NORM_KERNELS.
+using Type_f32 = float;
+using Type_f16 = Float16;
+using Type_bf16 = BFloat16;
+
+#define RMS_NORM_DEFINE_KERNEL(op, type, isa, Simd)                          \
+  void op##_##type##_##isa(const RmsNormParams& params, const void* x,       \
+                           const void* weight, void* y,                      \
+                           const ResidualSum* residual, bool stream) {       \
+    DispatchOnWeight<Simd, Type_##type, kOp_##op == RmsNormOp::kAddRmsNorm>( \
+        params, x, weight, y, residual, stream);                             \
   }
 
-// Defines the six kernels of one variant.
-#define RMS_NORM_DEFINE_KERNELS(isa, Simd)                            \
-  RMS_NORM_DEFINE_KERNEL(rms_norm_f32_##isa, Simd, float, false)      \
-  RMS_NORM_DEFINE_KERNEL(rms_norm_f16_##isa, Simd, Float16, false)    \
-  RMS_NORM_DEFINE_KERNEL(rms_norm_bf16_##isa, Simd, BFloat16, false)  \
-  RMS_NORM_DEFINE_KERNEL(add_rms_norm_f32_##isa, Simd, float, true)   \
-  RMS_NORM_DEFINE_KERNEL(add_rms_norm_f16_##isa, Simd, Float16, true) \
-  RMS_NORM_DEFINE_KERNEL(add_rms_norm_bf16_##isa, Simd, BFloat16, true)
+// Defines the kernels of one variant.
+#define RMS_NORM_DEFINE_KERNELS(isa, Simd) \
+  RMS_NORM_KERNELS(RMS_NORM_DEFINE_KERNEL, isa, Simd)
 
 }  // namespace ai_edge_rms_norm
 
