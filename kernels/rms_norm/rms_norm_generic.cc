@@ -7,6 +7,14 @@
 
 #include "kernels/rms_norm/row_kernel.h"
 
+// GCC has Clang's function from version 12 on.
+#if defined(__clang__)
+#define RMS_NORM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define RMS_NORM_SHUFFLE(a, b, ...) \
+  __builtin_shuffle(a, b, decltype((a) < (b)){__VA_ARGS__})
+#endif
+
 namespace ai_edge_rms_norm {
 namespace {
 
@@ -24,14 +32,56 @@ struct Generic {
   static RMS_NORM_INLINE double MulAdd(double a, double b, double c) {
     return a * b + c;
   }
-  static RMS_NORM_INLINE float ReduceAdd(Vec a) {
-    return (a[0] + a[2]) + (a[1] + a[3]);
+
+  using Quad = Vec;
+  struct Quad64 {
+    double lane[4];
+  };
+  static RMS_NORM_INLINE Quad Fold(Vec v) { return v; }
+  static RMS_NORM_INLINE double ReduceAdd(Quad q) {
+    return (double{q[0]} + double{q[2]}) + (double{q[1]} + double{q[3]});
+  }
+  static RMS_NORM_INLINE Quad64 ReduceAdd(Quad a, Quad b, Quad c, Quad d) {
+    return {{ReduceAdd(a), ReduceAdd(b), ReduceAdd(c), ReduceAdd(d)}};
+  }
+  static RMS_NORM_INLINE float ReduceMax(Quad q) {
+    float max = q[0];
+    for (int k = 1; k < 4; ++k) max = max < q[k] ? q[k] : max;
+    return max;
+  }
+  static RMS_NORM_INLINE Quad ReduceMax(Quad a, Quad b, Quad c, Quad d) {
+    return Quad{ReduceMax(a), ReduceMax(b), ReduceMax(c), ReduceMax(d)};
+  }
+  static RMS_NORM_INLINE bool AnyAbove(Quad a, const Quad64& b, double factor) {
+    bool above = false;
+    for (int k = 0; k < 4; ++k) above |= a[k] > b.lane[k] * factor;
+    return above;
+  }
+  static RMS_NORM_INLINE Quad64 Load64(const double* p) {
+    return {{p[0], p[1], p[2], p[3]}};
+  }
+  static RMS_NORM_INLINE void Store(double* p, const Quad64& q) {
+    std::memcpy(p, &q, sizeof(q));
+  }
+  static RMS_NORM_INLINE Quad64 MulAdd(Quad64 a, double b, double c) {
+    for (double& lane : a.lane) lane = lane * b + c;
+    return a;
+  }
+  static RMS_NORM_INLINE bool AllWithin(const Quad64& q, double min,
+                                        double max) {
+    bool within = true;
+    for (double lane : q.lane) within &= lane >= min && lane <= max;
+    return within;
   }
 
   template <class T>
   using Scaler = Generic;
   static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
     return static_cast<float>(1.0 / __builtin_sqrt(a));
+  }
+  static RMS_NORM_INLINE Quad ReciprocalSqrt(const Quad64& a) {
+    return Quad{ReciprocalSqrt(a.lane[0]), ReciprocalSqrt(a.lane[1]),
+                ReciprocalSqrt(a.lane[2]), ReciprocalSqrt(a.lane[3])};
   }
 
   template <class T>
@@ -85,13 +135,13 @@ struct Generic {
   static RMS_NORM_INLINE Bits FromMemory(std::uint64_t elements) {
     const auto halves = internal::BitCast<Halves>(Pairs{elements, 0});
     return internal::BitCast<Bits>(
-        __builtin_shufflevector(halves, Halves{}, 0, 8, 1, 9, 2, 10, 3, 11));
+        RMS_NORM_SHUFFLE(halves, Halves{}, 0, 8, 1, 9, 2, 10, 3, 11));
   }
   static RMS_NORM_INLINE std::uint64_t ToMemory(Bits bits) {
     const auto pairs = internal::BitCast<Pairs>(bits);
     const auto joined = internal::BitCast<Bits>(pairs | pairs >> 16);
     return internal::BitCast<Pairs>(
-        __builtin_shufflevector(joined, joined, 0, 2, 0, 2))[0];
+        RMS_NORM_SHUFFLE(joined, joined, 0, 2, 0, 2))[0];
   }
 
   template <class T>

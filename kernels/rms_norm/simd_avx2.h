@@ -19,7 +19,61 @@ namespace {
 alignas(64) constexpr int kMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
                                         0,  0,  0,  0,  0,  0,  0,  0};
 
-struct Avx2 {
+// The sums of four lanes, of which four make one vector; AVX-512 has the same.
+struct X86Quads {
+  using Quad = __m128;
+  using Quad64 = __m256d;
+
+  static RMS_NORM_INLINE double ReduceAdd(Quad q) {
+    const __m256d v4 = _mm256_cvtps_pd(q);
+    const __m128d v2 =
+        _mm_add_pd(_mm256_castpd256_pd128(v4), _mm256_extractf128_pd(v4, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(v2, _mm_unpackhi_pd(v2, v2)));
+  }
+  static RMS_NORM_INLINE Quad64 ReduceAdd(Quad a, Quad b, Quad c, Quad d) {
+    const __m256d acbd = _mm256_hadd_pd(AddHalves(a, b), AddHalves(c, d));
+    return _mm256_permute4x64_pd(acbd, _MM_SHUFFLE(3, 1, 2, 0));
+  }
+  static RMS_NORM_INLINE float ReduceMax(Quad q) {
+    const __m128 v2 = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(v2, _mm_movehdup_ps(v2)));
+  }
+  static RMS_NORM_INLINE Quad ReduceMax(Quad a, Quad b, Quad c, Quad d) {
+    const __m128 ab = _mm_max_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    const __m128 cd = _mm_max_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    return _mm_max_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+  }
+  static RMS_NORM_INLINE bool AnyAbove(Quad a, Quad64 b, double factor) {
+    return _mm256_movemask_pd(_mm256_cmp_pd(
+               _mm256_cvtps_pd(a), _mm256_mul_pd(b, _mm256_set1_pd(factor)),
+               _CMP_GT_OQ)) != 0;
+  }
+  static RMS_NORM_INLINE void Store(float* p, Quad q) { _mm_storeu_ps(p, q); }
+
+  static RMS_NORM_INLINE Quad64 Load64(const double* p) {
+    return _mm256_loadu_pd(p);
+  }
+  static RMS_NORM_INLINE void Store(double* p, Quad64 q) {
+    _mm256_storeu_pd(p, q);
+  }
+  static RMS_NORM_INLINE Quad64 MulAdd(Quad64 a, double b, double c) {
+    return _mm256_fmadd_pd(a, _mm256_set1_pd(b), _mm256_set1_pd(c));
+  }
+  static RMS_NORM_INLINE bool AllWithin(Quad64 q, double min, double max) {
+    return _mm256_movemask_pd(_mm256_and_pd(
+               _mm256_cmp_pd(q, _mm256_set1_pd(min), _CMP_GE_OQ),
+               _mm256_cmp_pd(q, _mm256_set1_pd(max), _CMP_LE_OQ))) == 15;
+  }
+
+ private:
+  // a0 + a2, a1 + a3, b0 + b2, b1 + b3
+  static RMS_NORM_INLINE __m256d AddHalves(Quad a, Quad b) {
+    return _mm256_add_pd(_mm256_cvtps_pd(_mm_movelh_ps(a, b)),
+                         _mm256_cvtps_pd(_mm_movehl_ps(b, a)));
+  }
+};
+
+struct Avx2 : X86Quads {
   static constexpr std::size_t kLanes = 8;
   static constexpr int kAccumulators = 8;  // FMA latency 4, two per cycle
   static constexpr std::size_t kStreamAlignment = 32;
@@ -32,14 +86,12 @@ struct Avx2 {
   static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
     return _mm256_fmadd_ps(a, b, c);
   }
+  using X86Quads::MulAdd;
   static RMS_NORM_INLINE double MulAdd(double a, double b, double c) {
     return __builtin_fma(a, b, c);
   }
-  static RMS_NORM_INLINE float ReduceAdd(Vec v) {
-    const __m128 v4 =
-        _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
-    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+  static RMS_NORM_INLINE Quad Fold(Vec v) {
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   }
 
   template <class T>
@@ -47,7 +99,12 @@ struct Avx2 {
   static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
     return static_cast<float>(1.0 / __builtin_sqrt(a));
   }
+  static RMS_NORM_INLINE Quad ReciprocalSqrt(Quad64 a) {
+    return _mm256_cvtpd_ps(
+        _mm256_div_pd(_mm256_set1_pd(1.0), _mm256_sqrt_pd(a)));
+  }
 
+  using X86Quads::Store;
   static RMS_NORM_INLINE Vec Load(const float* p) { return _mm256_loadu_ps(p); }
   static RMS_NORM_INLINE Vec LoadPartial(const float* p, std::size_t n) {
     return _mm256_maskload_ps(p, Mask(n));
