@@ -51,19 +51,19 @@ namespace ai_edge_rms_norm {
 
 namespace {  // compiled for each instruction set
 
-__attribute__((noinline, unused)) double SumInFloat64(const float* x,
-                                                      std::size_t n) {
+template <class T>
+__attribute__((noinline)) double SumInFloat64(const T* x, std::size_t n) {
   constexpr std::size_t kSums = 16;
   double sums[kSums] = {};
   const std::size_t steps_end = n - n % kSums;
   for (std::size_t i = 0; i < steps_end; i += kSums) {
     for (std::size_t k = 0; k < kSums; ++k) {
-      const double value = x[i + k];
+      const double value = ToFloat(x[i + k]);
       sums[k] += value * value;
     }
   }
   for (std::size_t i = steps_end; i < n; ++i) {
-    const double value = x[i];
+    const double value = ToFloat(x[i]);
     sums[i - steps_end] += value * value;
   }
   double total = 0.0;
@@ -192,13 +192,15 @@ class RowSums {
   static constexpr bool kChecksLanes = std::is_same_v<T, float>;
   static constexpr double kMaxLanePart = 0.5;
 
+  static RMS_NORM_INLINE bool IsDominated(Quad lanes, double total) {
+    return kChecksLanes && Simd::ReduceMax(lanes) > kMaxLanePart * total;
+  }
+
   static RMS_NORM_INLINE double Total(const Source& source, std::size_t begin,
                                       std::size_t end, Quad lanes) {
     const double total = Simd::ReduceAdd(lanes);
-    if constexpr (kChecksLanes) {
-      if (__builtin_expect(Simd::ReduceMax(lanes) > kMaxLanePart * total, 0)) {
-        return SumInFloat64(source.Row() + begin, end - begin);
-      }
+    if (__builtin_expect(IsDominated(lanes, total), 0)) {
+      return SumInFloat64(source.Row() + begin, end - begin);
     }
     return total;
   }
@@ -302,9 +304,15 @@ class RowKernel {
       return NormalizeRows(params, x, weight, y, residual);
     }
     const Source source = FirstSource(x, residual);
+    const Target target = FirstTarget(weight, y);
+    const Quad lanes = Rows::SumToQuad(source, 0, params.hidden_size);
+    const double sum_of_squares = Simd::ReduceAdd(lanes);
+    if (__builtin_expect(Rows::IsDominated(lanes, sum_of_squares), 0)) {
+      return NormalizeDominatedRow(params, source.Row(), target.weight,
+                                   target.y);
+    }
     NormalizeRow(params, 1.0 / static_cast<double>(params.hidden_size), source,
-                 Rows::SumBlock(source, 0, params.hidden_size),
-                 FirstTarget(weight, y));
+                 sum_of_squares, target);
     if constexpr (kStream) Simd::StreamFence();
   }
 
@@ -452,6 +460,17 @@ class RowKernel {
       NormalizeRowScaleFirst(params, mean_plus_epsilon, target.row,
                              target.weight, target.y);
     }
+  }
+
+  // A row that is summed anew. Not a function that returns the sum: the caller
+  // would have to save its registers.
+  static __attribute__((noinline)) void NormalizeDominatedRow(
+      const RmsNormParams& params, const T* row, const Weight* weight, T* y) {
+    const std::size_t n = params.hidden_size;
+    const double mean_plus_epsilon = Simd::MulAdd(
+        SumInFloat64(row, n), 1.0 / static_cast<double>(n), params.epsilon);
+    ScaleRow(params, mean_plus_epsilon, {row, weight, y, 0.0f});
+    if constexpr (kStream) Simd::StreamFence();
   }
 
   static __attribute__((noinline)) void NormalizeRows(

@@ -25,9 +25,8 @@ struct X86Quads {
   using Quad64 = __m256d;
 
   static RMS_NORM_INLINE double ReduceAdd(Quad q) {
-    const __m256d v4 = _mm256_cvtps_pd(q);
     const __m128d v2 =
-        _mm_add_pd(_mm256_castpd256_pd128(v4), _mm256_extractf128_pd(v4, 1));
+        _mm_add_pd(_mm_cvtps_pd(q), _mm_cvtps_pd(_mm_movehl_ps(q, q)));
     return _mm_cvtsd_f64(_mm_add_sd(v2, _mm_unpackhi_pd(v2, v2)));
   }
   static RMS_NORM_INLINE Quad64 ReduceAdd(Quad a, Quad b, Quad c, Quad d) {
