@@ -10,6 +10,7 @@
 #include <string>
 
 #include "kernels/rms_norm/element_types.h"
+#include "kernels/rms_norm/streaming.h"
 #include "kernels/rms_norm/thread_pool.h"
 #include "kernels/rms_norm/variants.h"
 
@@ -119,7 +120,7 @@ void SplitOverThreads(Kernel kernel, const RmsNormParams& params, const void* x,
                       ThreadPool* pool) {
   const std::size_t y_bytes =
       params.rows * params.hidden_size * SizeOf(params.type);
-  const bool stream = y_bytes >= kMinStreamedBytes;
+  const bool stream = y_bytes >= MinStreamedBytes();
   if (pool != nullptr && pool->num_threads() > 1) {
     const std::size_t bytes = y_bytes * (residual == nullptr ? 2 : 4);
     const std::size_t tasks = std::min({params.rows, bytes / kMinBytesPerTask,

@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "kernels/rms_norm/element_types.h"
+#include "kernels/rms_norm/streaming.h"
 #include "kernels/rms_norm/variants.h"
 
 namespace {
@@ -62,7 +63,8 @@ void RunKernel(benchmark::State& state, const KernelInfo& info) {
                                                   ElementType::kFloat32};
   const ai_edge_rms_norm::ResidualSum residual_sum = {residual.get(),
                                                       sum.get()};
-  const bool stream = rows * n * element >= ai_edge_rms_norm::kMinStreamedBytes;
+  const bool stream =
+      rows * n * element >= ai_edge_rms_norm::MinStreamedBytes();
   for (auto _ : state) {
     info.kernel(params, x.get(), weight.get(), y.get(), &residual_sum, stream);
     benchmark::ClobberMemory();

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <ostream>
 #include <random>
@@ -18,6 +19,7 @@
 
 #include "kernels/rms_norm/element_types.h"
 #include "kernels/rms_norm/rms_norm_reference.h"
+#include "kernels/rms_norm/streaming.h"
 #include "kernels/rms_norm/thread_pool.h"
 #include "kernels/rms_norm/variants.h"
 
@@ -729,6 +731,39 @@ TEST(RmsNormTest, ResultDoesNotDependOnTheNumberOfThreads) {
       }
     }
   }
+}
+
+TEST(StreamingTest, StartsAtAQuarterOfTheCacheOrWhereAsked) {
+  const std::size_t mib = std::size_t{1} << 20;
+  EXPECT_EQ(ChooseMinStreamedBytes(nullptr, 32 * mib), 8 * mib);
+  EXPECT_EQ(ChooseMinStreamedBytes("", 480 * mib), 120 * mib);
+  EXPECT_EQ(ChooseMinStreamedBytes(nullptr, 0), 64 * mib);
+  EXPECT_EQ(ChooseMinStreamedBytes("0", 32 * mib), 0u);
+  EXPECT_EQ(ChooseMinStreamedBytes("123456", 32 * mib), 123456u);
+  for (const char* wrong : {"8MiB", "-1", "many"}) {
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(ChooseMinStreamedBytes(wrong, 32 * mib), 8 * mib);
+    EXPECT_EQ(testing::internal::GetCapturedStderr(),
+              std::string("AI_EDGE_RMS_NORM_MIN_STREAMED_BYTES=") + wrong +
+                  " is not a number of bytes; it is ignored.\n");
+  }
+}
+
+// Against what Linux made of the same registers.
+TEST(StreamingTest, KnowsTheLastLevelCache) {
+#if defined(__x86_64__)
+  std::size_t expected = 0;
+  for (int index = 0; index < 10; ++index) {
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" +
+                       std::to_string(index) + "/size");
+    std::size_t kib;
+    if (file >> kib) expected = std::max(expected, kib << 10);
+  }
+  if (expected == 0) GTEST_SKIP() << "this system does not list its caches";
+  EXPECT_EQ(LastLevelCacheBytes(), expected);
+#else
+  EXPECT_EQ(LastLevelCacheBytes(), 0u);
+#endif
 }
 
 // Neither list can be made from the other: the compiler reads one, Bazel the

@@ -14,16 +14,6 @@ struct ResidualSum {
   void* sum;
 };
 
-// Outputs of at least this size are written past the caches. Measured together
-// with a consumer that reads the output afterwards, both in a loop and with
-// other data in between, as between the operators of a model (rms_norm_ratio
-// --consumer --between). With 480 MiB of last-level cache that takes 40 to 70 %
-// longer from 8 to 32 MiB, is even at 64 MiB and gains 10 to 20 % at 128 MiB;
-// at 8 MiB it gains with 32 MiB of cache, and with 260 MiB if there is data in
-// between. A constant, since what the system says about the size of its cache
-// is wrong in virtual machines.
-constexpr std::size_t kMinStreamedBytes = std::size_t{64} << 20;
-
 // Normalizes params.rows > 0 rows on the calling thread. Arguments as in
 // rms_norm.h; rms_norm does not look at residual. stream: write y past the
 // caches where the kernel can. No more arguments than fit into registers, so
