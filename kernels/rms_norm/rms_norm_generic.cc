@@ -75,6 +75,8 @@ struct Generic {
   }
 
   template <class T>
+  using Summer = Generic;
+  template <class T>
   using Scaler = Generic;
   static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
     return static_cast<float>(1.0 / __builtin_sqrt(a));

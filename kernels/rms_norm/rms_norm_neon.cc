@@ -72,6 +72,8 @@ struct Neon {
   static RMS_NORM_INLINE Vec Load(const float* p) { return vld1q_f32(p); }
   static RMS_NORM_INLINE void Store(float* p, Vec v) { vst1q_f32(p, v); }
   template <class T>
+  using Summer = Neon;
+  template <class T>
   using Scaler = Neon;
   static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
     return static_cast<float>(1.0 / __builtin_sqrt(a));

@@ -8,7 +8,10 @@
 //   kAccumulators              how many sums hide the latency of MulAdd
 //   Zero(), Set(float)
 //   Add(a, b), Mul(a, b), MulAdd(a, b, c) = a * b + c
-//   Scaler<T>                  the class whose vectors scale rows of T
+//   Summer<T>, Scaler<T>       the classes whose vectors sum and scale rows of
+//   T:
+//                              their lanes may have any order, as long as Load
+//                              and Store have the same
 //
 //   Quad, Quad64               vectors of 4 float32 or float64 lanes
 //   Fold(Vec)                  pairwise sums of lanes until four are left
@@ -80,11 +83,12 @@ struct NoWeight {};
 template <class Simd, class T, bool kAddResidual>
 class RowSums {
  public:
-  using Vec = typename Simd::Vec;
+  using Summer = typename Simd::template Summer<T>;
+  using Vec = typename Summer::Vec;
   using Quad = typename Simd::Quad;
   using Quad64 = typename Simd::Quad64;
 
-  static constexpr std::size_t kStep = Simd::kLanes * Simd::kAccumulators;
+  static constexpr std::size_t kStep = Summer::kLanes * Summer::kAccumulators;
   // float32 sums are carried over at most this many elements (32 per lane) and
   // then added in float64, so that the error does not grow with hidden_size.
   static constexpr std::size_t kBlock = 32 * kStep;
@@ -111,11 +115,11 @@ class RowSums {
   };
 
   static RMS_NORM_INLINE Vec LoadSource(const Source& source, std::size_t i) {
-    Vec v = Simd::Load(source.x + i);
+    Vec v = Summer::Load(source.x + i);
     if constexpr (kAddResidual) {
-      v = Simd::template Round<T>(
-          Simd::Add(v, Simd::Load(source.residual + i)));
-      Simd::Store(source.sum + i, v);
+      v = Summer::template Round<T>(
+          Summer::Add(v, Summer::Load(source.residual + i)));
+      Summer::Store(source.sum + i, v);
     }
     return v;
   }
@@ -123,16 +127,16 @@ class RowSums {
   static RMS_NORM_INLINE Vec LoadSourcePartial(const Source& source,
                                                std::size_t i,
                                                std::size_t count) {
-    Vec v = Simd::LoadPartial(source.x + i, count);
+    Vec v = Summer::LoadPartial(source.x + i, count);
     if constexpr (kAddResidual) {
-      v = Simd::template Round<T>(
-          Simd::Add(v, Simd::LoadPartial(source.residual + i, count)));
-      Simd::StorePartial(source.sum + i, v, count);
+      v = Summer::template Round<T>(
+          Summer::Add(v, Summer::LoadPartial(source.residual + i, count)));
+      Summer::StorePartial(source.sum + i, v, count);
     }
     return v;
   }
 
-  using Sums = Vec[Simd::kAccumulators];
+  using Sums = Vec[Summer::kAccumulators];
 
   // Adds the squares of whole steps. Which accumulator an element goes to
   // depends on its index alone, so that a row's result does not depend on the
@@ -142,9 +146,9 @@ class RowSums {
                                               std::size_t end, Sums& sums) {
     for (std::size_t i = begin; i < end; i += kStep) {
 #pragma GCC unroll 8
-      for (int k = 0; k < Simd::kAccumulators; ++k) {
-        const Vec v = LoadSource(source, i + k * Simd::kLanes);
-        sums[k] = Simd::MulAdd(v, v, sums[k]);
+      for (int k = 0; k < Summer::kAccumulators; ++k) {
+        const Vec v = LoadSource(source, i + k * Summer::kLanes);
+        sums[k] = Summer::MulAdd(v, v, sums[k]);
       }
     }
   }
@@ -155,32 +159,34 @@ class RowSums {
                                              Sums& sums) {
     const std::size_t count = end - begin;
 #pragma GCC unroll 8
-    for (std::size_t k = 0; k < Simd::kAccumulators; ++k) {
-      if (count < (k + 1) * Simd::kLanes) break;
-      const Vec v = LoadSource(source, begin + k * Simd::kLanes);
-      sums[k] = Simd::MulAdd(v, v, sums[k]);
+    for (std::size_t k = 0; k < Summer::kAccumulators; ++k) {
+      if (count < (k + 1) * Summer::kLanes) break;
+      const Vec v = LoadSource(source, begin + k * Summer::kLanes);
+      sums[k] = Summer::MulAdd(v, v, sums[k]);
     }
-    const std::size_t rest = count % Simd::kLanes;
+    const std::size_t rest = count % Summer::kLanes;
     if (rest != 0) {
       const Vec v = LoadSourcePartial(source, end - rest, rest);
-      sums[0] = Simd::MulAdd(v, v, sums[0]);
+      sums[0] = Summer::MulAdd(v, v, sums[0]);
     }
   }
 
   static RMS_NORM_INLINE void Clear(Sums& sums) {
 #pragma GCC unroll 8
-    for (Vec& sum : sums) sum = Simd::Zero();
+    for (Vec& sum : sums) sum = Summer::Zero();
   }
 
   static RMS_NORM_INLINE Quad Reduce(const Sums& sums) {
-    static_assert(Simd::kAccumulators == 4 || Simd::kAccumulators == 8);
-    if constexpr (Simd::kAccumulators == 8) {
-      return Simd::Fold(Simd::Add(
-          Simd::Add(Simd::Add(sums[0], sums[4]), Simd::Add(sums[2], sums[6])),
-          Simd::Add(Simd::Add(sums[1], sums[5]), Simd::Add(sums[3], sums[7]))));
+    static_assert(Summer::kAccumulators == 4 || Summer::kAccumulators == 8);
+    if constexpr (Summer::kAccumulators == 8) {
+      return Summer::Fold(
+          Summer::Add(Summer::Add(Summer::Add(sums[0], sums[4]),
+                                  Summer::Add(sums[2], sums[6])),
+                      Summer::Add(Summer::Add(sums[1], sums[5]),
+                                  Summer::Add(sums[3], sums[7]))));
     } else {
-      return Simd::Fold(
-          Simd::Add(Simd::Add(sums[0], sums[2]), Simd::Add(sums[1], sums[3])));
+      return Summer::Fold(Summer::Add(Summer::Add(sums[0], sums[2]),
+                                      Summer::Add(sums[1], sums[3])));
     }
   }
 

@@ -72,6 +72,8 @@ struct X86Quads {
   }
 };
 
+struct Avx2EvenOdd;
+
 struct Avx2 : X86Quads {
   static constexpr std::size_t kLanes = 8;
   static constexpr int kAccumulators = 8;  // FMA latency 4, two per cycle
@@ -94,7 +96,10 @@ struct Avx2 : X86Quads {
   }
 
   template <class T>
-  using Scaler = Avx2;
+  using Summer =
+      std::conditional_t<std::is_same_v<T, BFloat16>, Avx2EvenOdd, Avx2>;
+  template <class T>
+  using Scaler = Summer<T>;
   static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
     return static_cast<float>(1.0 / __builtin_sqrt(a));
   }
@@ -188,6 +193,113 @@ struct Avx2 : X86Quads {
       return _mm_packus_epi32(_mm256_castsi256_si128(result),
                               _mm256_extracti128_si256(result, 1));
     }
+  }
+};
+
+// Pairs of vectors with the even and the odd of 16 elements, for bfloat16: a
+// shift or a mask widens them, and no instruction has to cross the halves of a
+// register.
+struct Avx2EvenOdd {
+  static constexpr std::size_t kLanes = 16;
+  static constexpr int kAccumulators = 4;  // of two vectors each
+  struct Vec {
+    __m256 even, odd;
+  };
+
+  static RMS_NORM_INLINE Vec Zero() { return Set(0.0f); }
+  static RMS_NORM_INLINE Vec Set(float a) {
+    return {_mm256_set1_ps(a), _mm256_set1_ps(a)};
+  }
+  static RMS_NORM_INLINE Vec Add(Vec a, Vec b) {
+    return {_mm256_add_ps(a.even, b.even), _mm256_add_ps(a.odd, b.odd)};
+  }
+  static RMS_NORM_INLINE Vec Mul(Vec a, Vec b) {
+    return {_mm256_mul_ps(a.even, b.even), _mm256_mul_ps(a.odd, b.odd)};
+  }
+  static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
+    return {_mm256_fmadd_ps(a.even, b.even, c.even),
+            _mm256_fmadd_ps(a.odd, b.odd, c.odd)};
+  }
+  static RMS_NORM_INLINE __m128 Fold(Vec v) {
+    return Avx2::Fold(_mm256_add_ps(v.even, v.odd));
+  }
+
+  static RMS_NORM_INLINE Vec Load(const BFloat16* p) {
+    const __m256i bits =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(bits, UpperHalves()))};
+  }
+  static RMS_NORM_INLINE void Store(BFloat16* p, Vec v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), Narrow(v));
+  }
+  static RMS_NORM_INLINE void Stream(BFloat16* p, Vec v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), Narrow(v));
+  }
+  // Of sums of bfloat16, whose NaN have no bits that a carry could come from.
+  template <class T>
+  static RMS_NORM_INLINE Vec Round(Vec v) {
+    static_assert(std::is_same_v<T, BFloat16>);
+    return {
+        _mm256_and_ps(RoundNumbers(v.even), _mm256_castsi256_ps(UpperHalves())),
+        _mm256_and_ps(RoundNumbers(v.odd), _mm256_castsi256_ps(UpperHalves()))};
+  }
+
+  // A float32 weight.
+  static RMS_NORM_INLINE Vec Load(const float* p) {
+    // Elements 0 to 3 and 8 to 11, and the others.
+    const __m256 a = Join(_mm_loadu_ps(p), _mm_loadu_ps(p + 8));
+    const __m256 b = Join(_mm_loadu_ps(p + 4), _mm_loadu_ps(p + 12));
+    return {_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+            _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1))};
+  }
+
+  template <class T>
+  static RMS_NORM_INLINE Vec LoadPartial(const T* p, std::size_t n) {
+    T buffer[kLanes] = {};
+    for (std::size_t k = 0; k < n; ++k) buffer[k] = p[k];
+    return Load(buffer);
+  }
+  static RMS_NORM_INLINE void StorePartial(BFloat16* p, Vec v, std::size_t n) {
+    BFloat16 buffer[kLanes];
+    Store(buffer, v);
+    for (std::size_t k = 0; k < n; ++k) p[k] = buffer[k];
+  }
+
+ private:
+  static RMS_NORM_INLINE __m256i UpperHalves() {
+    return _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  }
+  static RMS_NORM_INLINE __m256 Join(__m128 low, __m128 high) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+  }
+
+  // As FromFloat<BFloat16>, but for the lower half; the carry may turn a NaN
+  // into something else.
+  static RMS_NORM_INLINE __m256 RoundNumbers(__m256 v) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd =
+        _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_castsi256_ps(_mm256_add_epi32(
+        _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd));
+  }
+
+  static RMS_NORM_INLINE __m256 Quiet(__m256 v, __m256 rounded) {
+    const __m256 quiet =
+        _mm256_or_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x00400000)));
+    return _mm256_blendv_ps(rounded, quiet, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }
+
+  static RMS_NORM_INLINE __m256i Narrow(Vec v) {
+    __m256 even = RoundNumbers(v.even);
+    __m256 odd = RoundNumbers(v.odd);
+    const __m256 unordered = _mm256_cmp_ps(v.even, v.odd, _CMP_UNORD_Q);
+    if (__builtin_expect(!_mm256_testz_ps(unordered, unordered), 0)) {
+      even = Quiet(v.even, even);
+      odd = Quiet(v.odd, odd);
+    }
+    return _mm256_blend_epi16(_mm256_srli_epi32(_mm256_castps_si256(even), 16),
+                              _mm256_castps_si256(odd), 0xaa);
   }
 };
 

@@ -47,6 +47,8 @@ struct Avx512 : X86Quads {
   }
 
   template <class T>
+  using Summer = Avx512;
+  template <class T>
   using Scaler = Avx512;
 
   // The estimate (relative error e <= 2^-14) and the first three terms of

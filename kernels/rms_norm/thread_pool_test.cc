@@ -19,6 +19,10 @@
 
 #include "kernels/rms_norm/available_cpus.h"
 
+// GCC and Clang. ThreadSanitizer ends a forked child that starts threads unless
+// it is told not to.
+extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
+
 namespace ai_edge_rms_norm {
 namespace {
 
