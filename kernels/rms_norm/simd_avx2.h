@@ -110,6 +110,11 @@ struct Avx2 : X86Quads {
 
   using X86Quads::Store;
   static RMS_NORM_INLINE Vec Load(const float* p) { return _mm256_loadu_ps(p); }
+  // n leading lanes.
+  static RMS_NORM_INLINE __m256i Mask(std::size_t n) {
+    return _mm256_loadu_si256(
+        reinterpret_cast<const __m256i*>(kMasks + kLanes - n));
+  }
   static RMS_NORM_INLINE Vec LoadPartial(const float* p, std::size_t n) {
     return _mm256_maskload_ps(p, Mask(n));
   }
@@ -158,11 +163,6 @@ struct Avx2 : X86Quads {
   static RMS_NORM_INLINE void StreamFence() { _mm_sfence(); }
 
  private:
-  static RMS_NORM_INLINE __m256i Mask(std::size_t n) {
-    return _mm256_loadu_si256(
-        reinterpret_cast<const __m256i*>(kMasks + kLanes - n));
-  }
-
   template <class T>
   static RMS_NORM_INLINE Vec Widen(__m128i bits) {
     if constexpr (std::is_same_v<T, Float16>) {
@@ -225,10 +225,7 @@ struct Avx2EvenOdd {
   }
 
   static RMS_NORM_INLINE Vec Load(const BFloat16* p) {
-    const __m256i bits =
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
-            _mm256_castsi256_ps(_mm256_and_si256(bits, UpperHalves()))};
+    return Widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static RMS_NORM_INLINE void Store(BFloat16* p, Vec v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), Narrow(v));
@@ -247,31 +244,62 @@ struct Avx2EvenOdd {
 
   // A float32 weight.
   static RMS_NORM_INLINE Vec Load(const float* p) {
-    // Elements 0 to 3 and 8 to 11, and the others.
-    const __m256 a = Join(_mm_loadu_ps(p), _mm_loadu_ps(p + 8));
-    const __m256 b = Join(_mm_loadu_ps(p + 4), _mm_loadu_ps(p + 12));
-    return {_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
-            _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1))};
+    return Split(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
   }
 
-  template <class T>
-  static RMS_NORM_INLINE Vec LoadPartial(const T* p, std::size_t n) {
-    T buffer[kLanes] = {};
-    for (std::size_t k = 0; k < n; ++k) buffer[k] = p[k];
-    return Load(buffer);
+  // Eight elements, the most common rest, are half a vector. Otherwise words of
+  // two elements are masked, and a single last element comes after them.
+  static RMS_NORM_INLINE Vec LoadPartial(const BFloat16* p, std::size_t n) {
+    if (n == 8) {
+      return Widen(_mm256_inserti128_si256(
+          _mm256_setzero_si256(),
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), 0));
+    }
+    const std::size_t words = n / 2;
+    __m256i bits = _mm256_maskload_epi32(reinterpret_cast<const int*>(p),
+                                         Avx2::Mask(words));
+    if (n % 2 != 0) {
+      const __m256i lane =
+          _mm256_andnot_si256(Avx2::Mask(words), Avx2::Mask(words + 1));
+      bits = _mm256_or_si256(
+          bits, _mm256_and_si256(lane, _mm256_set1_epi32(p[n - 1].bits)));
+    }
+    return Widen(bits);
   }
   static RMS_NORM_INLINE void StorePartial(BFloat16* p, Vec v, std::size_t n) {
-    BFloat16 buffer[kLanes];
-    Store(buffer, v);
-    for (std::size_t k = 0; k < n; ++k) p[k] = buffer[k];
+    const __m256i bits = Narrow(v);
+    if (n == 8) {
+      return _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                              _mm256_castsi256_si128(bits));
+    }
+    const std::size_t words = n / 2;
+    _mm256_maskstore_epi32(reinterpret_cast<int*>(p), Avx2::Mask(words), bits);
+    if (n % 2 != 0) {
+      const __m256i last = _mm256_permutevar8x32_epi32(
+          bits, _mm256_set1_epi32(static_cast<int>(words)));
+      p[n - 1].bits = static_cast<std::uint16_t>(
+          _mm_cvtsi128_si32(_mm256_castsi256_si128(last)));
+    }
+  }
+  static RMS_NORM_INLINE Vec LoadPartial(const float* p, std::size_t n) {
+    if (n <= 8) return Split(Avx2::LoadPartial(p, n), _mm256_setzero_ps());
+    return Split(_mm256_loadu_ps(p), Avx2::LoadPartial(p + 8, n - 8));
   }
 
  private:
   static RMS_NORM_INLINE __m256i UpperHalves() {
     return _mm256_set1_epi32(static_cast<int>(0xffff0000));
   }
-  static RMS_NORM_INLINE __m256 Join(__m128 low, __m128 high) {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+  static RMS_NORM_INLINE Vec Widen(__m256i bits) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(bits, UpperHalves()))};
+  }
+  // The even and the odd of 16 elements.
+  static RMS_NORM_INLINE Vec Split(__m256 low, __m256 high) {
+    const __m256 a = _mm256_permute2f128_ps(low, high, 0x20);
+    const __m256 b = _mm256_permute2f128_ps(low, high, 0x31);
+    return {_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+            _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1))};
   }
 
   // As FromFloat<BFloat16>, but for the lower half; the carry may turn a NaN
