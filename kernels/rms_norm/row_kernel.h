@@ -499,22 +499,32 @@ class RowKernel {
 
   static RMS_NORM_INLINE void ScaleFourRows(const RmsNormParams& params,
                                             Quad64 means, Quad scales,
-                                            Source source, Target target) {
+                                            const Source& source,
+                                            Target target) {
+    if (__builtin_expect(!Simd::AllWithin(means, kMinMean, kMaxMean), 0)) {
+      double mean_plus_epsilon[4];
+      Simd::Store(mean_plus_epsilon, means);
+      return ScaleOneByOne(params, mean_plus_epsilon, source.Row(),
+                           target.weight, target.y);
+    }
     float scale[4];
     Simd::Store(scale, scales);
-    const bool weight_first = Simd::AllWithin(means, kMinMean, kMaxMean);
+    target.row = source.Row();
     for (int k = 0; k < 4; ++k) {
-      target.row = source.Row();
       target.scale = scale[k];
-      if (__builtin_expect(weight_first, 1)) {
-        Scale<Order::kWeightFirst>(target, params.hidden_size);
-      } else {
-        double mean[4];
-        Simd::Store(mean, means);
-        ScaleRow(params, mean[k], target);
-      }
-      source.Advance(params.hidden_size);
+      Scale<Order::kWeightFirst>(target, params.hidden_size);
+      target.row += params.hidden_size;
       target.y += params.hidden_size;
+    }
+  }
+
+  static __attribute__((noinline)) void ScaleOneByOne(
+      const RmsNormParams& params, const double* mean_plus_epsilon,
+      const T* row, const Weight* weight, T* y) {
+    const std::size_t n = params.hidden_size;
+    for (int k = 0; k < 4; ++k) {
+      ScaleRow(params, mean_plus_epsilon[k],
+               {row + k * n, weight, y + k * n, 0.0f});
     }
   }
 
