@@ -390,7 +390,7 @@ TEST_P(KernelTest, KeepsHugeAndTinyWeights) {
 // An infinite weight gives infinities, even where x * scale is too small for
 // float32 beside elements that are very large.
 TEST_P(KernelTest, InfiniteWeightsGiveInfinities) {
-  for (float largest : {1.0f, 6e4f, 1e20f, 1e30f}) {
+  for (float largest : {1.0f, 6e4f, 1e18f, 1e30f}) {
     if (type() == ElementType::kFloat16 && largest > 6e4f) continue;
     for (std::size_t n : {5, 100}) {
       std::vector<float> values(4 * n, 1e-30f), weights(n, kInfinity);
