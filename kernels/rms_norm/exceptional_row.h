@@ -8,15 +8,21 @@
 
 namespace ai_edge_rms_norm {
 
-// Whether mean(x^2) + epsilon, with the mean summed in float32, is so large
-// (infinite), so small or so wrong (NaN) that the row must be redone.
+// Whether mean(x^2) + epsilon of n elements, with the mean summed in float32,
+// is so large (the sum is infinite), so small or so wrong (NaN) that the row
+// must be redone.
+//
+// The upper bound is one of the sum, since that ends at the largest float32
+// instead of infinity when the rounding mode is FE_TOWARDZERO or FE_DOWNWARD.
 //
 // The lower bound: a square below 2^-126 may be lost entirely (subnormals may
 // be flushed to zero), an absolute error of the mean of at most 2^-126. From
 // 2^-100 on that is less than 2^-26 of the value. The reciprocal root of
 // anything within the bounds is a normal float32.
-inline __attribute__((always_inline)) bool IsExceptional(double mean_plus_eps) {
-  return !(mean_plus_eps >= 0x1p-100 && mean_plus_eps <= 0x1p+126);
+inline __attribute__((always_inline)) bool IsExceptional(double mean_plus_eps,
+                                                         std::size_t n) {
+  return !(mean_plus_eps >= 0x1p-100 &&
+           mean_plus_eps * static_cast<double>(n) <= 0x1p+126);
 }
 
 // Normalizes one row entirely in float64, where squares of float32 numbers can

@@ -7,10 +7,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "kernels/rms_norm/element_types.h"
-#include "kernels/rms_norm/kernels.h"
+#include "kernels/rms_norm/streaming.h"
 #include "kernels/rms_norm/thread_pool.h"
+#include "kernels/rms_norm/variants.h"
 
 namespace ai_edge_rms_norm {
 namespace {
@@ -36,35 +38,40 @@ const char* ChooseVariant() {
     }
   }
   if (wanted != nullptr) {
-    std::fprintf(
-        stderr, "AI_EDGE_RMS_NORM_VARIANT=%s is not %s; using %s instead.\n",
-        wanted, known ? "supported by this CPU" : "a known variant", best);
+    const std::string reason =
+        known ? "supported by this CPU"
+              : std::string("one of the variants ") + VariantNames();
+    std::fprintf(stderr,
+                 "AI_EDGE_RMS_NORM_VARIANT=%s is not %s; using %s instead.\n",
+                 wanted, reason.c_str(), best);
   }
   return best;
 }
 
-template <Op op, ElementType type>
-void Resolve(const RmsNormParams& params, const void* x, const void* weight,
-             void* y, const ResidualSum* residual, bool stream);
+template <RmsNormOp op, ElementType type>
+void ResolveKernel(const RmsNormParams& params, const void* x,
+                   const void* weight, void* y, const ResidualSum* residual,
+                   bool stream);
 
-// By Op and ElementType. Each entry replaces itself when it is called first:
-// no later call pays for asking whether the variant has been chosen.
+// By RmsNormOp and ElementType. Each entry replaces itself when it is called
+// first: no later call pays for asking whether the variant has been chosen.
 std::atomic<Kernel> kernels[2][3] = {
-    {Resolve<Op::kRmsNorm, ElementType::kFloat32>,
-     Resolve<Op::kRmsNorm, ElementType::kFloat16>,
-     Resolve<Op::kRmsNorm, ElementType::kBFloat16>},
-    {Resolve<Op::kAddRmsNorm, ElementType::kFloat32>,
-     Resolve<Op::kAddRmsNorm, ElementType::kFloat16>,
-     Resolve<Op::kAddRmsNorm, ElementType::kBFloat16>},
+    {ResolveKernel<RmsNormOp::kRmsNorm, ElementType::kFloat32>,
+     ResolveKernel<RmsNormOp::kRmsNorm, ElementType::kFloat16>,
+     ResolveKernel<RmsNormOp::kRmsNorm, ElementType::kBFloat16>},
+    {ResolveKernel<RmsNormOp::kAddRmsNorm, ElementType::kFloat32>,
+     ResolveKernel<RmsNormOp::kAddRmsNorm, ElementType::kFloat16>,
+     ResolveKernel<RmsNormOp::kAddRmsNorm, ElementType::kBFloat16>},
 };
 
-std::atomic<Kernel>& KernelOf(Op op, ElementType type) {
+std::atomic<Kernel>& KernelOf(RmsNormOp op, ElementType type) {
   return kernels[static_cast<int>(op)][static_cast<int>(type)];
 }
 
-template <Op op, ElementType type>
-void Resolve(const RmsNormParams& params, const void* x, const void* weight,
-             void* y, const ResidualSum* residual, bool stream) {
+template <RmsNormOp op, ElementType type>
+void ResolveKernel(const RmsNormParams& params, const void* x,
+                   const void* weight, void* y, const ResidualSum* residual,
+                   bool stream) {
   const KernelTable table = AllKernels();
   const KernelInfo* info =
       std::find_if(table.begin(), table.end(), [](const KernelInfo& info) {
@@ -94,7 +101,7 @@ struct Job {
   bool stream;
 };
 
-void RunTask(void* context, std::size_t begin, std::size_t end) {
+void NormalizeRange(void* context, std::size_t begin, std::size_t end) {
   const Job& job = *static_cast<const Job*>(context);
   RmsNormParams params = job.params;
   params.rows = end - begin;
@@ -108,19 +115,19 @@ void RunTask(void* context, std::size_t begin, std::size_t end) {
              &residual, job.stream);
 }
 
-void RunRows(Kernel kernel, const RmsNormParams& params, const void* x,
-             const void* weight, void* y, const ResidualSum* residual,
-             ThreadPool* pool) {
+void SplitOverThreads(Kernel kernel, const RmsNormParams& params, const void* x,
+                      const void* weight, void* y, const ResidualSum* residual,
+                      ThreadPool* pool) {
   const std::size_t y_bytes =
       params.rows * params.hidden_size * SizeOf(params.type);
-  const bool stream = y_bytes >= kMinStreamedBytes;
+  const bool stream = y_bytes >= MinStreamedBytes();
   if (pool != nullptr && pool->num_threads() > 1) {
     const std::size_t bytes = y_bytes * (residual == nullptr ? 2 : 4);
     const std::size_t tasks = std::min({params.rows, bytes / kMinBytesPerTask,
                                         kTasksPerThread * pool->num_threads()});
     if (tasks > 1) {
       Job job = {kernel, params, x, weight, y, residual, stream};
-      return pool->ParallelFor(params.rows, tasks, RunTask, &job);
+      return pool->ParallelFor(params.rows, tasks, NormalizeRange, &job);
     }
   }
   kernel(params, x, weight, y, residual, stream);
@@ -128,28 +135,30 @@ void RunRows(Kernel kernel, const RmsNormParams& params, const void* x,
 
 // Inlined into its two callers, with nothing between a single row and its
 // kernel: a row of a small model takes 30 ns.
-RMS_NORM_INLINE void Run(Op op, const RmsNormParams& params, const void* x,
-                         const void* weight, void* y,
-                         const ResidualSum* residual, ThreadPool* pool) {
+RMS_NORM_INLINE void DispatchOnType(RmsNormOp op, const RmsNormParams& params,
+                                    const void* x, const void* weight, void* y,
+                                    const ResidualSum* residual,
+                                    ThreadPool* pool) {
   if (params.rows == 0 || params.hidden_size == 0) return;
   const Kernel kernel =
       KernelOf(op, params.type).load(std::memory_order_relaxed);
   if (params.rows == 1) return kernel(params, x, weight, y, residual, false);
-  RunRows(kernel, params, x, weight, y, residual, pool);
+  SplitOverThreads(kernel, params, x, weight, y, residual, pool);
 }
 
 }  // namespace
 
 void RmsNorm(const RmsNormParams& params, const void* x, const void* weight,
              void* y, ThreadPool* pool) {
-  Run(Op::kRmsNorm, params, x, weight, y, nullptr, pool);
+  DispatchOnType(RmsNormOp::kRmsNorm, params, x, weight, y, nullptr, pool);
 }
 
 void AddRmsNorm(const RmsNormParams& params, const void* x,
                 const void* residual, const void* weight, void* sum, void* y,
                 ThreadPool* pool) {
   const ResidualSum residual_sum = {residual, sum};
-  Run(Op::kAddRmsNorm, params, x, weight, y, &residual_sum, pool);
+  DispatchOnType(RmsNormOp::kAddRmsNorm, params, x, weight, y, &residual_sum,
+                 pool);
 }
 
 const char* RmsNormVariant() {

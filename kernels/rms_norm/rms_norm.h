@@ -29,6 +29,19 @@
 // comes first: where x / sqrt(...) is subnormal, the result has an error of up
 // to |weight| * 2^-150. NaN and infinity in a row propagate as they do in the
 // formula. The result does not depend on the number of threads.
+//
+// Accuracy. Squares are summed in float32 over at most 32 elements a lane and
+// in float64 beyond; where one element makes up most of a float32 row, the row
+// is summed in float64. The relative error of the sum is at most 34 * 2^-24 by
+// analysis and was below 2e-7 in every row tried (up to 1e7 elements, constant,
+// normal, of two magnitudes, with an outlier); that of a result below 3.0 units
+// in the last place.
+//
+// Floating-point environment. Float32 arithmetic rounds as the calling thread
+// does, and sums that saturate under FE_TOWARDZERO are noticed; threads of a
+// pool round as the thread that started them. Where subnormals are flushed
+// (FTZ, DAZ, FPCR.FZ), subnormal float32 and bfloat16 elements and weights, and
+// products and results below 2^-126, may count as zero; nothing else changes.
 #ifndef KERNELS_RMS_NORM_RMS_NORM_H_
 #define KERNELS_RMS_NORM_RMS_NORM_H_
 
@@ -37,6 +50,8 @@
 namespace ai_edge_rms_norm {
 
 class ThreadPool;
+
+enum class RmsNormOp : unsigned char { kRmsNorm, kAddRmsNorm };
 
 enum class ElementType : unsigned char { kFloat32, kFloat16, kBFloat16 };
 
@@ -61,9 +76,9 @@ void AddRmsNorm(const RmsNormParams& params, const void* x,
                 const void* residual, const void* weight, void* sum, void* y,
                 ThreadPool* pool = nullptr);
 
-// Name of the kernel variant that this process runs ("avx512_zen4", "avx512",
-// "avx2", "neon", "generic"): the best one for the CPU, or the one that the
-// environment variable AI_EDGE_RMS_NORM_VARIANT names, read once.
+// Name of the kernel variant that this process runs, one of variants.inc: the
+// best one for the CPU, or the one that the environment variable
+// AI_EDGE_RMS_NORM_VARIANT names, read once.
 const char* RmsNormVariant();
 
 }  // namespace ai_edge_rms_norm

@@ -10,6 +10,8 @@ namespace {
 
 struct Zen4 : Avx512 {
   static constexpr int kAccumulators = 4;  // FMA latency 4, one per cycle
+  template <class T>
+  using Summer = Zen4;
   // 64-byte stores of float32 are no faster than 32-byte ones while the first
   // level cache holds the output, and slower beyond it. Masks for the tail of a
   // row of 16-bit elements are worth more than that.

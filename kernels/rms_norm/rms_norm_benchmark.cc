@@ -11,7 +11,8 @@
 #include <memory>
 
 #include "kernels/rms_norm/element_types.h"
-#include "kernels/rms_norm/kernels.h"
+#include "kernels/rms_norm/streaming.h"
+#include "kernels/rms_norm/variants.h"
 
 namespace {
 
@@ -51,7 +52,7 @@ Memory Ones(ElementType type, std::size_t count) {
 void RunKernel(benchmark::State& state, const KernelInfo& info) {
   const auto rows = static_cast<std::size_t>(state.range(0));
   const auto n = static_cast<std::size_t>(state.range(1));
-  const bool adds = info.op == ai_edge_rms_norm::Op::kAddRmsNorm;
+  const bool adds = info.op == ai_edge_rms_norm::RmsNormOp::kAddRmsNorm;
   const Memory x = Ones(info.type, rows * n);
   const Memory residual = Ones(info.type, adds ? rows * n : 0);
   const Memory sum = Ones(info.type, adds ? rows * n : 0);
@@ -62,7 +63,8 @@ void RunKernel(benchmark::State& state, const KernelInfo& info) {
                                                   ElementType::kFloat32};
   const ai_edge_rms_norm::ResidualSum residual_sum = {residual.get(),
                                                       sum.get()};
-  const bool stream = rows * n * element >= ai_edge_rms_norm::kMinStreamedBytes;
+  const bool stream =
+      rows * n * element >= ai_edge_rms_norm::MinStreamedBytes();
   for (auto _ : state) {
     info.kernel(params, x.get(), weight.get(), y.get(), &residual_sum, stream);
     benchmark::ClobberMemory();

@@ -24,14 +24,64 @@ struct Neon {
   static RMS_NORM_INLINE double MulAdd(double a, double b, double c) {
     return __builtin_fma(a, b, c);
   }
-  static RMS_NORM_INLINE float ReduceAdd(Vec v) { return vaddvq_f32(v); }
+
+  using Quad = Vec;
+  struct Quad64 {
+    float64x2_t low, high;
+  };
+  static RMS_NORM_INLINE Quad Fold(Vec v) { return v; }
+  static RMS_NORM_INLINE double ReduceAdd(Quad q) {
+    return vpaddd_f64(AddHalves(q));
+  }
+  static RMS_NORM_INLINE Quad64 ReduceAdd(Quad a, Quad b, Quad c, Quad d) {
+    return {vpaddq_f64(AddHalves(a), AddHalves(b)),
+            vpaddq_f64(AddHalves(c), AddHalves(d))};
+  }
+  static RMS_NORM_INLINE float ReduceMax(Quad q) { return vmaxvq_f32(q); }
+  static RMS_NORM_INLINE Quad ReduceMax(Quad a, Quad b, Quad c, Quad d) {
+    return vpmaxq_f32(vpmaxq_f32(a, b), vpmaxq_f32(c, d));
+  }
+  static RMS_NORM_INLINE bool AnyAbove(Quad a, Quad64 b, double factor) {
+    const uint64x2_t low =
+        vcgtq_f64(vcvt_f64_f32(vget_low_f32(a)), vmulq_n_f64(b.low, factor));
+    const uint64x2_t high =
+        vcgtq_f64(vcvt_high_f64_f32(a), vmulq_n_f64(b.high, factor));
+    return vmaxvq_u32(vreinterpretq_u32_u64(vorrq_u64(low, high))) != 0;
+  }
+  static RMS_NORM_INLINE Quad64 Load64(const double* p) {
+    return {vld1q_f64(p), vld1q_f64(p + 2)};
+  }
+  static RMS_NORM_INLINE void Store(double* p, Quad64 q) {
+    vst1q_f64(p, q.low);
+    vst1q_f64(p + 2, q.high);
+  }
+  static RMS_NORM_INLINE Quad64 MulAdd(Quad64 a, double b, double c) {
+    const float64x2_t factor = vdupq_n_f64(b);
+    const float64x2_t summand = vdupq_n_f64(c);
+    return {vfmaq_f64(summand, a.low, factor),
+            vfmaq_f64(summand, a.high, factor)};
+  }
+  static RMS_NORM_INLINE bool AllWithin(Quad64 q, double min, double max) {
+    const uint64x2_t low = vandq_u64(vcgeq_f64(q.low, vdupq_n_f64(min)),
+                                     vcleq_f64(q.low, vdupq_n_f64(max)));
+    const uint64x2_t high = vandq_u64(vcgeq_f64(q.high, vdupq_n_f64(min)),
+                                      vcleq_f64(q.high, vdupq_n_f64(max)));
+    return vminvq_u32(vreinterpretq_u32_u64(vandq_u64(low, high))) != 0;
+  }
 
   static RMS_NORM_INLINE Vec Load(const float* p) { return vld1q_f32(p); }
   static RMS_NORM_INLINE void Store(float* p, Vec v) { vst1q_f32(p, v); }
   template <class T>
+  using Summer = Neon;
+  template <class T>
   using Scaler = Neon;
   static RMS_NORM_INLINE float ReciprocalSqrt(double a) {
     return static_cast<float>(1.0 / __builtin_sqrt(a));
+  }
+  static RMS_NORM_INLINE Quad ReciprocalSqrt(Quad64 a) {
+    const float64x2_t one = vdupq_n_f64(1.0);
+    return vcvt_high_f32_f64(vcvt_f32_f64(vdivq_f64(one, vsqrtq_f64(a.low))),
+                             vdivq_f64(one, vsqrtq_f64(a.high)));
   }
 
   template <class T>
@@ -68,6 +118,11 @@ struct Neon {
   }
 
  private:
+  // q0 + q2, q1 + q3
+  static RMS_NORM_INLINE float64x2_t AddHalves(Quad q) {
+    return vaddq_f64(vcvt_f64_f32(vget_low_f32(q)), vcvt_high_f64_f32(q));
+  }
+
   template <class T>
   static RMS_NORM_INLINE Vec Widen(uint16x4_t bits) {
     if constexpr (std::is_same_v<T, Float16>) {

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "kernels/rms_norm/element_types.h"
+#include "kernels/rms_norm/simd_avx2.h"
 
 namespace ai_edge_rms_norm {
 namespace {
@@ -23,7 +24,7 @@ alignas(64) constexpr short kToOddWords[32] = {
     0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
     0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
 
-struct Avx512 {
+struct Avx512 : X86Quads {
   static constexpr std::size_t kLanes = 16;
   static constexpr int kAccumulators = 8;  // FMA latency 4, two per cycle
   static constexpr std::size_t kStreamAlignment = 64;
@@ -36,18 +37,17 @@ struct Avx512 {
   static RMS_NORM_INLINE Vec MulAdd(Vec a, Vec b, Vec c) {
     return _mm512_fmadd_ps(a, b, c);
   }
+  using X86Quads::MulAdd;
   static RMS_NORM_INLINE double MulAdd(double a, double b, double c) {
     return __builtin_fma(a, b, c);
   }
-  static RMS_NORM_INLINE float ReduceAdd(Vec v) {
-    const __m256 v8 =
-        _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    const __m128 v4 =
-        _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
-    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
-    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+  static RMS_NORM_INLINE Quad Fold(Vec v) {
+    return Avx2::Fold(
+        _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
   }
 
+  template <class T>
+  using Summer = Avx512;
   template <class T>
   using Scaler = Avx512;
 
@@ -62,7 +62,16 @@ struct Avx512 {
     return static_cast<float>(
         _mm_cvtsd_f64(_mm_fmadd_sd(_mm_mul_sd(y, e), c, y)));
   }
+  static RMS_NORM_INLINE Quad ReciprocalSqrt(Quad64 a) {
+    const __m256d y = _mm256_rsqrt14_pd(a);
+    const __m256d e =
+        _mm256_fnmadd_pd(_mm256_mul_pd(a, y), y, _mm256_set1_pd(1.0));
+    const __m256d c =
+        _mm256_fmadd_pd(e, _mm256_set1_pd(0.375), _mm256_set1_pd(0.5));
+    return _mm256_cvtpd_ps(_mm256_fmadd_pd(_mm256_mul_pd(y, e), c, y));
+  }
 
+  using X86Quads::Store;
   static RMS_NORM_INLINE Vec Load(const float* p) { return _mm512_loadu_ps(p); }
   static RMS_NORM_INLINE Vec LoadPartial(const float* p, std::size_t n) {
     return _mm512_maskz_loadu_ps(Mask(n), p);

@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/rms_norm/available_cpus.h"
+
 namespace ai_edge_rms_norm {
 namespace {
 
@@ -94,6 +96,10 @@ struct ThreadPool::State {
       : num_threads(num_threads), queues(num_threads) {}
 
   const int num_threads;
+  // How many of these work, the caller among them; 0 before the first job. No
+  // more than there are CPUs: one that spins would take the CPU of another that
+  // has a task, and one that sleeps would have to be woken for nothing.
+  int num_working = 0;
   std::vector<TaskQueue> queues;  // one per thread, the caller's first
 
   // The job: written by the caller before it fills the queues, read by whoever
@@ -130,8 +136,8 @@ struct ThreadPool::State {
 };
 
 void ThreadPool::State::WorkOn(int index) {
-  for (int k = 0; k < num_threads; ++k) {
-    TaskQueue& queue = queues[(index + k) % num_threads];
+  for (int k = 0; k < num_working; ++k) {
+    TaskQueue& queue = queues[(index + k) % num_working];
     std::uint32_t t;
     std::uint32_t done = 0;
     for (; queue.Take(k == 0, &t); ++done) {
@@ -173,11 +179,12 @@ void ThreadPool::State::WorkerLoop(int index, std::uint32_t seen) {
 }
 
 void ThreadPool::State::StartWorkers() {
+  num_working = std::min(num_threads, AvailableCpus());
   // Signals are the application's: block them in the workers.
   sigset_t all, old;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
-  for (int i = 1; i < num_threads; ++i) {
+  for (int i = 1; i < num_working; ++i) {
     auto* start = new WorkerStart{this, i, epoch.load()};
     pthread_t thread;
     const int error = pthread_create(
@@ -227,11 +234,16 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
     if (count > 0) task(context, 0, count);
     return;
   }
-  if (s.workers.empty() || s.forks != forks) {
+  if (s.num_working == 0 || s.forks != forks) {
     s.workers.clear();
     s.forks = forks;
     s.sleepers.store(0);
     s.StartWorkers();
+  }
+  if (s.num_working == 1) {
+    task(context, 0, count);
+    s.busy.store(0, std::memory_order_release);
+    return;
   }
 
   s.task = task;
@@ -239,7 +251,7 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
   s.count = count;
   s.num_tasks = tasks;
   s.tasks_left.store(tasks, std::memory_order_relaxed);
-  const std::uint64_t n = s.num_threads;
+  const std::uint64_t n = s.num_working;
   for (std::uint64_t i = 0; i < n; ++i) {
     s.queues[i].Reset(static_cast<std::uint32_t>(tasks * i / n),
                       static_cast<std::uint32_t>(tasks * (i + 1) / n));

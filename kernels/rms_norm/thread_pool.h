@@ -7,8 +7,9 @@
 
 namespace ai_edge_rms_norm {
 
-// Workers are started by the first ParallelFor that needs them, spin for a
-// short while after each job and then sleep. When a second thread calls
+// Workers are started by the first ParallelFor that needs them, no more than
+// there are CPUs for (AvailableCpus), spin for a short while after each job and
+// then sleep. When a second thread calls
 // ParallelFor while one is running, it runs its job alone. In a forked child
 // the pool starts workers of its own.
 class ThreadPool {
@@ -19,6 +20,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
+  // As the constructor was told, even if there are fewer CPUs.
   int num_threads() const;
 
   // Calls task(context, begin, end) for a partition of [0, count) into at most

@@ -1,6 +1,8 @@
 #include "kernels/rms_norm/thread_pool.h"
 
+#include <dirent.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,10 +10,18 @@
 #include <chrono>
 #include <cstddef>
 #include <ctime>
+#include <filesystem>
+#include <fstream>
 #include <mutex>
 #include <set>
 #include <thread>
 #include <vector>
+
+#include "kernels/rms_norm/available_cpus.h"
+
+// GCC and Clang. ThreadSanitizer ends a forked child that starts threads unless
+// it is told not to.
+extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
 
 namespace ai_edge_rms_norm {
 namespace {
@@ -90,8 +100,84 @@ std::size_t NumThreadsUsed(ThreadPool& pool) {
 }
 
 TEST(ThreadPoolTest, UsesItsWorkers) {
+  if (AvailableCpus() < 2) GTEST_SKIP() << "there is one CPU";
   ThreadPool pool(2);
   EXPECT_EQ(NumThreadsUsed(pool), 2u);
+}
+
+// Threads of this process.
+int CountThreads() {
+  int count = 0;
+  DIR* directory = opendir("/proc/self/task");
+  while (const dirent* entry = readdir(directory)) {
+    count += entry->d_name[0] != '.';
+  }
+  closedir(directory);
+  return count;
+}
+
+TEST(ThreadPoolTest, HasNoMoreThreadsThanCpus) {
+  cpu_set_t all, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(all), &all), 0);
+  const int before = CountThreads();
+  {
+    ThreadPool pool(AvailableCpus() + 3);
+    ExpectEveryIndexOnce(pool, 100, 12);
+    EXPECT_EQ(CountThreads(), before + AvailableCpus() - 1);
+    EXPECT_EQ(pool.num_threads(), AvailableCpus() + 3);
+  }
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+  EXPECT_EQ(AvailableCpus(), 1);
+  {
+    ThreadPool pool(4);
+    ExpectEveryIndexOnce(pool, 100, 12);
+    ExpectEveryIndexOnce(pool, 100, 12);
+    EXPECT_EQ(CountThreads(), before);
+  }
+  ASSERT_EQ(sched_setaffinity(0, sizeof(all), &all), 0);
+}
+
+TEST(AvailableCpusTest, ReadsTheQuotaOfControlGroups) {
+  const std::filesystem::path root =
+      std::filesystem::path(testing::TempDir()) / "available_cpus";
+  const auto write = [&](const char* path, const char* text) {
+    const std::filesystem::path file = root / path;
+    std::filesystem::create_directories(file.parent_path());
+    std::ofstream(file) << text;
+  };
+  const auto quota = [&] {
+    const int result = CpuQuota(root.string());
+    std::filesystem::remove_all(root);
+    return result;
+  };
+  EXPECT_EQ(quota(), 0);  // nothing is there
+
+  write("proc/self/cgroup", "0::/a/b\n");
+  write("sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+  EXPECT_EQ(quota(), 0);
+
+  // The group that this one is in allows less.
+  write("proc/self/cgroup", "0::/a/b\n");
+  write("sys/fs/cgroup/a/cpu.max", "150000 100000\n");
+  write("sys/fs/cgroup/a/b/cpu.max", "300000 100000\n");
+  EXPECT_EQ(quota(), 2);
+
+  // A container whose own root is mounted.
+  write("proc/self/cgroup", "0::/outside/container\n");
+  write("sys/fs/cgroup/cpu.max", "50000 100000\n");
+  EXPECT_EQ(quota(), 1);
+
+  write("proc/self/cgroup", "3:cpuset:/c\n2:cpuacct,cpu:/c\n0::/\n");
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_quota_us", "400000\n");
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(quota(), 4);
+
+  write("proc/self/cgroup", "2:cpu:/c\n");
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_quota_us", "-1\n");
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(quota(), 0);
 }
 
 // Jobs that find the workers spinning, falling asleep and asleep.
@@ -151,6 +237,7 @@ TEST(ThreadPoolTest, WorksInAForkedChild) {
 }
 
 TEST(ThreadPoolTest, UsesItsWorkersInAChildForkedDuringAJob) {
+  if (AvailableCpus() < 2) GTEST_SKIP() << "there is one CPU";
   ThreadPool pool(2);
   std::atomic<bool> started{false}, finish{false};
   struct Flags {

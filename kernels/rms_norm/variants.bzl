@@ -1,10 +1,10 @@
-"""Instruction set flags of the kernel variants, in one place."""
+"""The kernel variants by CPU, with their instruction set flags."""
 
 load("@rules_cc//cc:defs.bzl", "cc_library")
 load("//kernels:copts.bzl", "COPTS")
 
 # GCC 12 takes the undefined pass-through operand of AVX-512 intrinsics for an
-# uninitialized variable (GCC bug 105593).
+# uninitialized variable (GCC bug 105593). Clang does not know the last option.
 _AVX512_COPTS = [
     "-mavx512f",
     "-mavx512dq",
@@ -12,20 +12,42 @@ _AVX512_COPTS = [
     "-mavx512vl",
     "-mfma",
     "-mf16c",
+    "-Wno-unknown-warning-option",
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
 ]
 
+_X86_64 = "@platforms//cpu:x86_64"
+_AARCH64 = "@platforms//cpu:aarch64"
+
+# In the order of variants.inc, which has what is known at run time.
+# rms_norm_test compares the two.
 _VARIANTS = {
+    "avx512_zen4": struct(cpu = _X86_64, copts = _AVX512_COPTS),
+    "avx512": struct(cpu = _X86_64, copts = _AVX512_COPTS),
+    "avx2": struct(cpu = _X86_64, copts = ["-mavx2", "-mfma", "-mf16c"]),
+    "neon": struct(cpu = _AARCH64, copts = []),
     "generic": struct(cpu = None, copts = []),
-    "avx2": struct(
-        cpu = "x86_64",
-        copts = ["-mavx2", "-mfma", "-mf16c"],
-    ),
-    "avx512": struct(cpu = "x86_64", copts = _AVX512_COPTS),
-    "avx512_zen4": struct(cpu = "x86_64", copts = _AVX512_COPTS),
-    "neon": struct(cpu = "aarch64", copts = []),
 }
+
+def _variants_of(cpu):
+    return [
+        isa
+        for isa, variant in _VARIANTS.items()
+        if variant.cpu in (cpu, None)
+    ]
+
+_CPUS = {
+    _X86_64: _X86_64,
+    _AARCH64: _AARCH64,
+    "//conditions:default": None,
+}
+
+# For rms_norm_test: RMS_NORM_VARIANTS is the list of the names, without quotes.
+VARIANT_DEFINES = select({
+    condition: ["RMS_NORM_VARIANTS=" + ",".join(_variants_of(cpu))]
+    for condition, cpu in _CPUS.items()
+})
 
 def rms_norm_variants(name, deps):
     """One cc_library per variant, and one of those that fit the target CPU.
@@ -36,9 +58,6 @@ def rms_norm_variants(name, deps):
       deps: of every variant.
     """
     for isa, variant in _VARIANTS.items():
-        constraints = []
-        if variant.cpu:
-            constraints = ["@platforms//cpu:" + variant.cpu]
         cc_library(
             name = name + "_" + isa,
             srcs = ["rms_norm_" + isa + ".cc"],
@@ -46,18 +65,13 @@ def rms_norm_variants(name, deps):
             # intrinsics are slower than scalar code. Products and sums are
             # fused where the source says so and nowhere else.
             copts = COPTS + variant.copts + ["-O3", "-ffp-contract=off"],
-            target_compatible_with = constraints,
+            target_compatible_with = [variant.cpu] if variant.cpu else [],
             deps = deps,
         )
     cc_library(
         name = name,
-        deps = [name + "_generic"] + select({
-            "@platforms//cpu:x86_64": [
-                name + "_avx2",
-                name + "_avx512",
-                name + "_avx512_zen4",
-            ],
-            "@platforms//cpu:aarch64": [name + "_neon"],
-            "//conditions:default": [],
+        deps = select({
+            condition: [name + "_" + isa for isa in _variants_of(cpu)]
+            for condition, cpu in _CPUS.items()
         }),
     )

@@ -12,8 +12,6 @@
 
 namespace ai_edge_rms_norm {
 
-enum class RmsNormOp : unsigned char { kRmsNorm, kAddRmsNorm };
-
 // Custom codes of the operators.
 //   kRmsNormName:    inputs x[, weight];           outputs y
 //   kAddRmsNormName: inputs x, residual[, weight]; outputs sum, y
