@@ -1,4 +1,4 @@
-"""Runs .tflite models through LiteRT with the plugin as external delegate.
+"""Runs .tflite models through LiteRT with the delegate as external delegate.
 
 By hand: python3 rms_norm_delegate_test.py --delegate=<librms_norm_delegate.so>
 """
@@ -20,7 +20,7 @@ from flatbuffers import flexbuffers
 _DELEGATE = flags.DEFINE_string(
     "delegate",
     os.path.join(os.path.dirname(__file__), "librms_norm_delegate.so"),
-    "Path of the plugin.",
+    "Path of the delegate.",
 )
 
 _OP = schema.BuiltinOperator
