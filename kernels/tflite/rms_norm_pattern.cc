@@ -675,6 +675,12 @@ void Matcher::Consider(const Meaning& m, int y) {
   if (!CollectNodes(y, &candidate)) return;
   candidate.nodes.insert(operands.begin(), operands.end());
   CollectPreparations(&candidate);
+  // The nodes would not be in one partition with the node that computes the
+  // weight between them.
+  const int weight = candidate.match.weight;
+  if (weight != kNone && graph_.producer(weight) > *candidate.nodes.begin()) {
+    return;
+  }
   if (IsClosed(candidate)) candidates_[m.root] = std::move(candidate);
 }
 
