@@ -502,7 +502,12 @@ int Matcher::StoredWeight(int tensor) const {
 
 bool Matcher::IsWeight(int tensor, int hidden_size) const {
   const int stored = StoredWeight(tensor);
-  if (stored != kNone) return IsVectorOf(stored, hidden_size);
+  if (stored != kNone) {
+    ElementType type;
+    return IsVectorOf(stored, hidden_size) &&
+           ToElementType(graph_.tensor(stored).type, &type) &&
+           graph_.tensor(stored).bytes == hidden_size * SizeOf(type);
+  }
   for (int i = 0; i < kMaxVersions && tensor != kNone; ++i) {
     if (graph_.tensor(tensor).dims->size == 1) {
       return IsVectorOf(tensor, hidden_size);
