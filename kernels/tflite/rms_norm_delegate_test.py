@@ -672,9 +672,7 @@ _RESULTS = {
     "broadcast_weight": lambda g, x, v, w: g.op(
         "MUL",
         g.op("MUL", x, _rsqrt(g, v)),
-        g.op(
-            "BROADCAST_TO", g.constant(w), g.constant(_SHAPE, np.int32), shape=_SHAPE
-        ),
+        g.op("BROADCAST_TO", g.constant(w), g.constant(_SHAPE, np.int32), shape=_SHAPE),
     ),
     "leading_ones": lambda g, x, v, w: g.op(
         "MUL", g.op("MUL", x, _rsqrt(g, v)), g.constant(w.reshape(1, 1, 16))
