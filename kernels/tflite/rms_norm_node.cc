@@ -145,6 +145,10 @@ TfLiteStatus RmsNormNode::Bind(TfLiteContext* context,
   sum_ = add ? outputs->data[0] : kTfLiteOptionalTensor;
   y_ = outputs->data[outputs->size - 1];
 
+  return CheckDistinct(context);
+}
+
+TfLiteStatus RmsNormNode::CheckDistinct(TfLiteContext* context) const {
   for (const int output : {sum_, y_}) {
     if (output == kTfLiteOptionalTensor) continue;
     if (output == x_ || output == residual_ || output == weight_) {
@@ -152,7 +156,7 @@ TfLiteStatus RmsNormNode::Bind(TfLiteContext* context,
                                 " is both an input and an output");
     }
   }
-  if (add && sum_ == y_) {
+  if (op_ == RmsNormOp::kAddRmsNorm && sum_ == y_) {
     return Error(context,
                  "sum and y are the same tensor " + std::to_string(y_));
   }
