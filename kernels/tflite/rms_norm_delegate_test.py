@@ -1486,6 +1486,16 @@ class LibraryTest(absltest.TestCase):
             ],
         )
 
+    def test_needs_no_new_standard_library(self):
+        # docs/arm64.md: GCC 7's has what it needs; GCC 11's first had this.
+        listing = subprocess.run(
+            ["nm", "--dynamic", "--undefined-only", _DELEGATE.value],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        self.assertNotIn("__throw_bad_array_new_length", listing)
+
     def test_variant(self):
         library = ctypes.CDLL(_DELEGATE.value)
         library.ai_edge_rms_norm_variant.restype = ctypes.c_char_p
