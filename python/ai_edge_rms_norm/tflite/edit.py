@@ -26,6 +26,8 @@ __all__ = [
     "octets",
     "set_metadata",
     "sort_operator_codes",
+    "text",
+    "used_tensors",
 ]
 
 # Buffer.data (force_align: 16) in schema.fbs.
@@ -67,6 +69,11 @@ class AlignedBuffer(schema.BufferT):
         schema.BufferAddOffset(builder, self.offset)
         schema.BufferAddSize(builder, self.size)
         return schema.BufferEnd(builder)
+
+
+def text(value: bytes | str | None) -> str:
+    """Returns a string of the tree, which the generated code reads as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
 def octets(vector: Iterable[int] | None) -> bytes:
@@ -187,6 +194,15 @@ def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
             _renumber_subgraphs(operator.builtinOptions2, new_index.__getitem__)
 
     _drop_buffers(model, candidates)
+
+
+def used_tensors(subgraph: schema.SubGraphT) -> set[int]:
+    """Returns the tensors that a subgraph's operators or its interface refer to."""
+    used = {int(i) for i in (*subgraph.inputs, *subgraph.outputs)}
+    for operator in subgraph.operators:
+        for tensors in (operator.inputs, operator.outputs, operator.intermediates):
+            used.update(() if tensors is None else map(int, tensors))
+    return used
 
 
 def drop_tensors(model: schema.ModelT, subgraph_index: int, dropped: set[int]) -> None:
