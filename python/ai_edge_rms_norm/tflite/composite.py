@@ -1,4 +1,4 @@
-"""Builds RMSNorm from plain TFLite operators.
+"""RMSNorm of plain TFLite operators: builds it, and judges what composites hold.
 
 Range-safe, with c = sqrt(epsilon) and n the size of the last dimension:
 
@@ -16,19 +16,41 @@ Plain:
 """
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ai_edge_rms_norm import pattern
 from ai_edge_rms_norm.tflite import edit
+from ai_edge_rms_norm.tflite.graph import Graph, shape_of, type_name
 
-__all__ = ["build", "build_subgraph"]
+__all__ = ["ONE", "Judge", "build", "build_subgraph", "is_ones"]
 
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
 _FLOAT32 = schema.TensorType.FLOAT32
+# 1.0, little-endian.
+ONE = {
+    _FLOAT32: np.float32(1).tobytes(),
+    schema.TensorType.FLOAT16: np.float16(1).tobytes(),
+    schema.TensorType.BFLOAT16: b"\x80\x3f",
+}
+# Kinds of the grammar that only prepare an operand.
+_PREPARATIONS = ("cast", "reshape", "expand")
+# Of epsilon as attribute and as the square of a float32, twice rounded.
+_EPSILON_TOLERANCE = 2.0**-22
+
+
+def is_ones(model: schema.ModelT, tensor: schema.TensorT) -> bool:
+    """Whether a tensor is a constant of ones, of type float32 or a half."""
+    data = edit.constant_data(model, tensor)
+    one = ONE.get(tensor.type)
+    if data is None or one is None:
+        return False
+    return bytes(data) == one * (len(data) // len(one))
 
 
 class _Builder:
@@ -249,3 +271,139 @@ def build_subgraph(
     )
     model.subgraphs.append(subgraph)
     return len(model.subgraphs) - 1
+
+
+class _NotRmsNormError(Exception):
+    """A composite is not an RMSNorm; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inside:
+    """What a decomposition is, whichever operators refer to it."""
+
+    graph: Graph
+    match: pattern.Match[int]
+
+
+class Judge:
+    """Says which composites are the RMSNorm of their operands.
+
+    The grammar decides; nothing is executed. A decomposition is looked at once,
+    however many operators refer to it.
+    """
+
+    def __init__(self, model: schema.ModelT):
+        self._model = model
+        self._inside: dict[int, _Inside | _NotRmsNormError] = {}
+
+    def why_not(
+        self, subgraph: schema.SubGraphT, operator: schema.OperatorT, epsilon: float
+    ) -> str | None:
+        """Returns why a composite is not rms_norm(x[, weight], epsilon); None if so.
+
+        Args:
+          subgraph: That of the operator.
+          operator: A STABLEHLO_COMPOSITE.
+          epsilon: Its attribute.
+        """
+        try:
+            inside = self._look(operator.builtinOptions2.decompositionSubgraphIndex)
+            self._check_operands(subgraph, operator, inside.graph)
+            if not math.isclose(
+                epsilon, inside.match.epsilon, rel_tol=_EPSILON_TOLERANCE
+            ):
+                raise _NotRmsNormError(
+                    f"its epsilon is {inside.match.epsilon}, the attribute {epsilon}"
+                )
+        except _NotRmsNormError as error:
+            return str(error)
+        return None
+
+    def _look(self, index: int) -> _Inside:
+        if index not in self._inside:
+            try:
+                self._inside[index] = self._look_inside(index)
+            except _NotRmsNormError as error:
+                self._inside[index] = error
+        inside = self._inside[index]
+        if isinstance(inside, _NotRmsNormError):
+            raise inside
+        return inside
+
+    def _look_inside(self, index: int) -> _Inside:
+        if not 0 <= index < len(self._model.subgraphs):
+            raise _NotRmsNormError(f"it refers to subgraph {index}")
+        inner = self._model.subgraphs[index]
+        if len(inner.inputs) not in (1, 2) or len(inner.outputs) != 1:
+            raise _NotRmsNormError(
+                f"it has {len(inner.inputs)} inputs and {len(inner.outputs)} outputs"
+            )
+        try:
+            graph = Graph(self._model, index)
+        except ValueError as error:
+            raise _NotRmsNormError(str(error)) from error
+        matches, refusals = pattern.find(graph)
+        if len(matches) != 1 or refusals:
+            reasons = [refusal.reason for refusal in refusals]
+            raise _NotRmsNormError(
+                "; ".join(reasons) or f"it holds {len(matches)} norms, not one"
+            )
+        (match,) = matches
+        x, *weight = (int(i) for i in inner.inputs)
+        if match.source != x or match.y != int(inner.outputs[0]):
+            raise _NotRmsNormError("the norm is not that of its first input")
+        self._check_weight(graph, match, x, weight)
+        return _Inside(graph, match)
+
+    def _check_weight(
+        self, graph: Graph, match: pattern.Match[int], x: int, weight: list[int]
+    ) -> None:
+        """Raises if the weight is another one, or an operator does something else."""
+        # What is the weight, or a constant, in another type or with dimensions of 1.
+        prepared = set(weight)
+        inside = set(match.ops)
+        sources = {x}
+        for op in graph.ops():
+            if op in inside:
+                continue
+            canonical, before = graph.canonical(op), graph.inputs(op)[:1]
+            is_kept = canonical is not None and canonical[0] in _PREPARATIONS
+            if not is_kept or not graph.widens(before[0], graph.output(op)):
+                raise _NotRmsNormError(f"it computes more, in {graph.describe_op(op)}")
+            if before[0] in sources:
+                sources.add(graph.output(op))
+            elif before[0] in prepared:
+                prepared.add(graph.output(op))
+            elif not graph.is_constant(before[0]):
+                raise _NotRmsNormError(f"it computes more, in {graph.describe_op(op)}")
+        factor = match.weights[0] if match.weights else None
+        if weight and factor not in prepared:
+            raise _NotRmsNormError("its second input is not the weight of the norm")
+        if not weight and factor is not None:
+            if not is_ones(self._model, graph.tensor(graph.stored(factor))):
+                raise _NotRmsNormError("its weight is not an input")
+
+    @staticmethod
+    def _check_operands(
+        subgraph: schema.SubGraphT, operator: schema.OperatorT, inner: Graph
+    ) -> None:
+        """Raises if operands and the interface of a decomposition differ."""
+        for kind, outer, inside in (
+            ("input", operator.inputs, inner.interface[0]),
+            ("output", operator.outputs, inner.interface[1]),
+        ):
+            outer = [] if outer is None else [int(i) for i in outer]
+            if len(outer) != len(inside) or min(outer) < 0:
+                raise _NotRmsNormError(
+                    f"it has {kind}s {outer}, its decomposition {len(inside)}"
+                )
+            for i, (a, b) in enumerate(zip(outer, inside, strict=True)):
+                given, expected = subgraph.tensors[a], inner.tensor(b)
+                described = [
+                    f"{type_name(t.type)} {shape_of(t)}" for t in (given, expected)
+                ]
+                if described[0] != described[1]:
+                    raise _NotRmsNormError(
+                        f"{kind} {i} is {described[0]}, that of its decomposition"
+                        f" {described[1]}"
+                    )

@@ -5,7 +5,7 @@ it.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import flatbuffers
 import numpy as np
@@ -21,13 +21,13 @@ __all__ = [
     "constant_data",
     "custom_options",
     "drop_subgraphs",
-    "drop_tensors",
+    "drop_unused_tensors",
+    "interfaces",
     "intern_operator_code",
     "octets",
     "set_metadata",
     "sort_operator_codes",
     "text",
-    "used_tensors",
 ]
 
 # Buffer.data (force_align: 16) in schema.fbs.
@@ -176,12 +176,16 @@ def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
     """Removes subgraphs and the buffers only they used; not what others refer to."""
     if not dropped:
         return
-    used = {signature.subgraphIndex for signature in model.signatureDefs or ()}
-    for i, subgraph in enumerate(model.subgraphs):
-        if i not in dropped:
-            used.update(*map(called_subgraphs, subgraph.operators))
-    if dropped & used:
-        return drop_subgraphs(model, dropped - used)  # What is kept uses others.
+    pending = [i for i in range(len(model.subgraphs)) if i not in dropped]
+    pending += [int(s.subgraphIndex) for s in model.signatureDefs or ()]
+    reached = set()
+    while pending:  # What is kept uses others.
+        i = pending.pop()
+        if i not in reached:
+            reached.add(i)
+            for operator in model.subgraphs[i].operators:
+                pending += called_subgraphs(operator)
+    dropped = dropped - reached
     candidates = {t.buffer for i in dropped for t in model.subgraphs[i].tensors}
     kept = [i for i in range(len(model.subgraphs)) if i not in dropped]
     model.subgraphs = [model.subgraphs[i] for i in kept]
@@ -196,8 +200,43 @@ def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
     _drop_buffers(model, candidates)
 
 
-def used_tensors(subgraph: schema.SubGraphT) -> set[int]:
-    """Returns the tensors that a subgraph's operators or its interface refer to."""
+def interfaces(model: schema.ModelT) -> dict[int, set[int]]:
+    """Returns the tensors that signatures name, by the index of their subgraph."""
+    named: dict[int, set[int]] = {}
+    for signature in model.signatureDefs or ():
+        entries = (*(signature.inputs or ()), *(signature.outputs or ()))
+        tensors = named.setdefault(int(signature.subgraphIndex), set())
+        tensors.update(int(entry.tensorIndex) for entry in entries)
+    return named
+
+
+def drop_unused_tensors(
+    model: schema.ModelT, candidates: Mapping[int, set[int]]
+) -> None:
+    """Removes those of the candidates that nothing refers to, and their buffers.
+
+    Args:
+      model: The model.
+      candidates: Tensors by the index of their subgraph.
+    """
+    named = interfaces(model)
+    renumbered: dict[int, dict[int, int]] = {}
+    buffers: set[int] = set()
+    for s, tensors in candidates.items():
+        subgraph = model.subgraphs[s]
+        dropped = tensors - _used_tensors(subgraph) - named.get(s, set())
+        if dropped:
+            buffers.update(subgraph.tensors[i].buffer for i in dropped)
+            renumbered[s] = _drop_tensors(subgraph, dropped)
+    for signature in model.signatureDefs or ():
+        new_index = renumbered.get(int(signature.subgraphIndex))
+        if new_index is not None:
+            for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
+                entry.tensorIndex = new_index[int(entry.tensorIndex)]
+    _drop_buffers(model, buffers)
+
+
+def _used_tensors(subgraph: schema.SubGraphT) -> set[int]:
     used = {int(i) for i in (*subgraph.inputs, *subgraph.outputs)}
     for operator in subgraph.operators:
         for tensors in (operator.inputs, operator.outputs, operator.intermediates):
@@ -205,17 +244,13 @@ def used_tensors(subgraph: schema.SubGraphT) -> set[int]:
     return used
 
 
-def drop_tensors(model: schema.ModelT, subgraph_index: int, dropped: set[int]) -> None:
-    """Removes tensors that nothing refers to, and the buffers only they used."""
-    if not dropped:
-        return
-    subgraph = model.subgraphs[subgraph_index]
-    candidates = {subgraph.tensors[i].buffer for i in dropped}
+def _drop_tensors(subgraph: schema.SubGraphT, dropped: set[int]) -> dict[int, int]:
+    """Removes tensors that nothing refers to; returns the indices of the others."""
     kept = [i for i in range(len(subgraph.tensors)) if i not in dropped]
     new_index = {old: new for new, old in enumerate(kept)}
     new_index[OPTIONAL_TENSOR] = OPTIONAL_TENSOR
 
-    def renumber(indices):
+    def renumber(indices: Iterable[int] | None) -> list[int] | None:
         return None if indices is None else [new_index[int(i)] for i in indices]
 
     subgraph.tensors = [subgraph.tensors[i] for i in kept]
@@ -225,15 +260,13 @@ def drop_tensors(model: schema.ModelT, subgraph_index: int, dropped: set[int]) -
         operator.inputs = renumber(operator.inputs)
         operator.outputs = renumber(operator.outputs)
         operator.intermediates = renumber(operator.intermediates)
-    for signature in model.signatureDefs or ():
-        if signature.subgraphIndex == subgraph_index:
-            for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
-                entry.tensorIndex = new_index[entry.tensorIndex]
-    _drop_buffers(model, candidates)
+    return new_index
 
 
 def _drop_buffers(model: schema.ModelT, candidates: set[int]) -> None:
     """Removes those of the candidates that nothing refers to."""
+    if not candidates:
+        return
     holders = [t for subgraph in model.subgraphs for t in subgraph.tensors]
     holders += model.metadata or []
     unused = candidates - {holder.buffer for holder in holders} - {0}

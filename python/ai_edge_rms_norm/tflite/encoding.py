@@ -18,21 +18,24 @@ import collections
 import copy
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
+from ai_edge_rms_norm import pattern
 from ai_edge_rms_norm.tflite import composite, edit, flatbuffer, op_options
+from ai_edge_rms_norm.tflite.graph import Graph
 
 __all__ = [
     "Encoding",
     "RmsNormOp",
     "find_ops",
+    "SkippedNorm",
+    "Survey",
     "is_rms_norm_composite",
-    "rms_norm_composites",
+    "rewrite",
     "translate",
     "translate_model",
 ]
@@ -44,12 +47,6 @@ _NUM_OUTPUTS = {op_options.RMS_NORM: 1, op_options.ADD_RMS_NORM: 2}
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
 _OPTIONS_2 = schema.BuiltinOptions2
-# 1.0, little-endian.
-_ONES = {
-    schema.TensorType.FLOAT32: np.float32(1).tobytes(),
-    schema.TensorType.FLOAT16: np.float16(1).tobytes(),
-    schema.TensorType.BFLOAT16: b"\x80\x3f",
-}
 # The converter repeats has_side_effect, an attribute that it does not know to be
 # stored in a field of its own already.
 _CUSTOM_ATTRIBUTES = flexbuffers.Dumps({"has_side_effect": False})
@@ -72,16 +69,18 @@ class Encoding(str, enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class RmsNormOp:
-    """One operator of ours in a model.
+    """One RMSNorm in a model.
 
     Attributes:
       subgraph: Index of its subgraph.
-      operator: Index of the operator in the subgraph.
+      operator: Index of the operator that computes y.
       encoding: How it is encoded.
       call_target: `ai_edge_torch.rms_norm` or `ai_edge_torch.add_rms_norm`.
-      epsilon: As stored, a float64.
+      epsilon: As stored, a float64; of a constant, the shortest decimal that is the
+        file's float32, or what its name says.
       inputs: Tensor indices x[, weight] or x, residual[, weight].
       outputs: Tensor indices y or total, y.
+      operators: Indices of all operators that it consists of; one unless decomposed.
     """
 
     subgraph: int
@@ -91,6 +90,7 @@ class RmsNormOp:
     epsilon: float
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    operators: tuple[int, ...]
 
 
 def _decode(
@@ -147,34 +147,142 @@ def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class SkippedNorm:
+    """A norm that is left alone, or that only looks like one.
+
+    Attributes:
+      subgraph: Index of the subgraph in the original file.
+      operator: Index there of the operator that computes the root, or of the composite.
+      reason: Why, in words.
+    """
+
+    subgraph: int
+    operator: int
+    reason: str
+
+
+class Survey:
+    """The norms of a model, in every encoding, and what only looks like one.
+
+    Attributes:
+      norms: In the order of the file.
+      skipped: What is not an RMSNorm, and why.
+
+    Args:
+      model: The object tree of a .tflite.
+
+    Raises:
+      ValueError: The options of an operator cannot be read, or it has not the operands
+        that it should have; the error names the operator.
+    """
+
+    def __init__(self, model: schema.ModelT):
+        self.norms: list[RmsNormOp] = []
+        self.skipped: list[SkippedNorm] = []
+        self._model = model
+        self._judge = composite.Judge(model)
+        self._matches: dict[RmsNormOp, pattern.Match[int]] = {}
+        self._graphs: dict[int, Graph] = {}
+        # The inside of a composite is what it means, to compilers that know its name.
+        decompositions = {
+            operator.builtinOptions2.decompositionSubgraphIndex
+            for subgraph in model.subgraphs
+            for operator in subgraph.operators
+            if isinstance(operator.builtinOptions2, schema.StableHLOCompositeOptionsT)
+        }
+        needed = edit.interfaces(model)
+        for s, subgraph in enumerate(model.subgraphs):
+            for o, operator in enumerate(subgraph.operators):
+                try:
+                    self._read(s, o, operator)
+                except ValueError as error:
+                    raise ValueError(f"subgraph {s}, operator {o}: {error}") from error
+            if s not in decompositions:
+                self._find(s, needed.get(s, set()))
+        self.norms.sort(key=lambda norm: (norm.subgraph, norm.operator))
+
+    def _read(self, s: int, o: int, operator: schema.OperatorT) -> None:
+        """Notes an operator that is an RMSNorm by its name."""
+        decoded = _decode(self._model, operator)
+        if decoded is None:
+            if is_rms_norm_composite(self._model, operator):
+                reason = "the composite odml.rms_norm has no attribute epsilon > 0"
+                self.skipped.append(SkippedNorm(s, o, reason))
+            return
+        encoding, call_target, epsilon = decoded
+        if encoding == Encoding.COMPOSITE:
+            subgraph = self._model.subgraphs[s]
+            why_not = self._judge.why_not(subgraph, operator, epsilon)
+            if why_not is not None:
+                reason = f"the composite odml.rms_norm is something else: {why_not}"
+                self.skipped.append(SkippedNorm(s, o, reason))
+                return
+        else:
+            _check_operands(operator, call_target)
+        inputs, outputs = (
+            tuple(int(i) for i in operands)
+            for operands in (operator.inputs, operator.outputs)
+        )
+        self.norms.append(
+            RmsNormOp(s, o, encoding, call_target, epsilon, inputs, outputs, (o,))
+        )
+
+    def _find(self, s: int, needed: set[int]) -> None:
+        """Notes the decomposed norms of a subgraph."""
+        try:
+            graph = Graph(self._model, s, needed)
+        except ValueError as error:
+            raise ValueError(f"subgraph {s}, {error}") from error
+        matches, refusals = pattern.find(graph)
+        for match in matches:
+            norm = RmsNormOp(
+                s,
+                match.ops[-1],
+                Encoding.DECOMPOSED,
+                op_options.RMS_NORM,
+                match.epsilon,
+                (match.x, *match.weights),
+                (match.y,),
+                tuple(sorted(match.ops)),
+            )
+            self.norms.append(norm)
+            self._matches[norm] = match
+        self.skipped += [SkippedNorm(s, r.root, r.reason) for r in refusals]
+        self._graphs[s] = graph
+
+    def graph(self, subgraph: int) -> Graph:
+        """Returns a subgraph as the grammar sees it."""
+        if subgraph not in self._graphs:
+            self._graphs[subgraph] = Graph(self._model, subgraph)
+        return self._graphs[subgraph]
+
+    def is_range_safe(self, norm: RmsNormOp) -> bool:
+        """Whether a norm is decomposed in the range-safe form."""
+        return norm in self._matches and self._matches[norm].range_safe
+
+    def is_translation(self, norm: RmsNormOp) -> bool:
+        """Whether a norm is in an encoding: decomposed, as `composite.build` does it.
+
+        Of the plain form, the name of the constant tells.
+        """
+        match = self._matches.get(norm)
+        if match is None or match.range_safe:
+            return True
+        name = self.graph(norm.subgraph).name(match.constant)
+        return pattern.epsilon_in_name(name) is not None
+
+
 def find_ops(model: schema.ModelT) -> list[RmsNormOp]:
-    """Lists our operators, in every encoding, in the order of the file.
+    """Lists the norms of a model, in every encoding, in the order of the file.
+
+    A composite is listed if its decomposition is an RMSNorm of its operands.
 
     Raises:
       ValueError: The options of one cannot be read, or it has not the operands that it
         should have; the error names the operator.
     """
-    nodes = []
-    for s, subgraph in enumerate(model.subgraphs):
-        for o, operator in enumerate(subgraph.operators):
-            try:
-                decoded = _decode(model, operator)
-                # A composite may have any; what it computes is looked at later.
-                if decoded and decoded[0] != Encoding.COMPOSITE:
-                    _check_operands(operator, decoded[1])
-            except ValueError as error:
-                raise ValueError(f"subgraph {s}, operator {o}: {error}") from error
-            if decoded:
-                nodes.append(
-                    RmsNormOp(
-                        s,
-                        o,
-                        *decoded,
-                        inputs=tuple(int(i) for i in operator.inputs),
-                        outputs=tuple(int(i) for i in operator.outputs),
-                    )
-                )
-    return nodes
+    return Survey(model).norms
 
 
 def _set_stablehlo_custom_call(model, operator, call_target, epsilon):
@@ -200,11 +308,8 @@ _ONES_SUFFIX = "/ones"
 
 def _is_our_ones(model: schema.ModelT, tensor: schema.TensorT) -> bool:
     """Whether a weight is the constant of ones that `_Writer` adds."""
-    if not edit.text(tensor.name).endswith(_ONES_SUFFIX):
-        return False
-    data = edit.constant_data(model, tensor)
-    one = _ONES.get(tensor.type)
-    return data is not None and one is not None and bytes(data) == one * tensor.shape[0]
+    is_named = edit.text(tensor.name).endswith(_ONES_SUFFIX)
+    return is_named and composite.is_ones(model, tensor)
 
 
 class _Writer:
@@ -286,7 +391,7 @@ class _Writer:
         size = int(tensor.shape[-1])
         key = size, tensor.type
         if key not in self._ones:
-            data = np.frombuffer(_ONES[tensor.type] * size, np.uint8)
+            data = np.frombuffer(composite.ONE[tensor.type] * size, np.uint8)
             name = f"{edit.text(tensor.name) or 'rms_norm'}{_ONES_SUFFIX}"
             self._subgraph.tensors.append(
                 schema.TensorT(
@@ -321,87 +426,178 @@ class _Writer:
         )
 
 
-def _computes_rms_norm(
-    model: schema.ModelT, decomposition: int, epsilon: float
-) -> bool:
-    """Whether a composite's decomposition is rms_norm of its inputs; runs it.
-
-    The name alone does not say so: litert-torch's layer, for one, may multiply by a
-    second scale inside the composite.
-    """
-    if not 0 <= decomposition < len(model.subgraphs):
-        return False
-    subgraph = model.subgraphs[decomposition]
-    if len(subgraph.inputs) not in (1, 2) or len(subgraph.outputs) != 1:
-        return False
-    alone = copy.copy(model)
-    alone.subgraphs, alone.signatureDefs = [subgraph], None
-    used = {tensor.buffer for tensor in subgraph.tensors}
-    # Without the weights of everything else, and without its operators, of which the
-    # runtime may not know every one.
-    alone.buffers = [
-        buffer if i in used else schema.BufferT()
-        for i, buffer in enumerate(model.buffers)
-    ]
-    codes = {operator.opcodeIndex for operator in subgraph.operators}
-    alone.operatorCodes = [
-        model.operatorCodes[i if i in codes else min(codes, default=0)]
-        for i in range(len(model.operatorCodes))
-    ]
-    rng = np.random.default_rng(0)
-    inputs = []
-    try:
-        interpreter = litert.Interpreter(model_content=flatbuffer.to_bytes(alone))
-        interpreter.allocate_tensors()
-        for detail in interpreter.get_input_details():
-            # So small that epsilon matters as much as the mean square.
-            scale = np.sqrt(epsilon) if not inputs else 1.0
-            value = scale * rng.standard_normal(detail["shape"])
-            inputs.append(value.astype(detail["dtype"]))
-            interpreter.set_tensor(detail["index"], inputs[-1])
-        interpreter.invoke()
-    except (RuntimeError, ValueError):
-        return False  # It refers to other subgraphs, or the runtime does not know it.
-    y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    if not all(np.issubdtype(value.dtype, np.floating) for value in (y, *inputs)):
-        return False
-    x, *weight = [value.astype(np.float64) for value in inputs]
-    if weight and weight[0].shape != x.shape[-1:]:
-        return False
-    expected = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon)
-    expected *= weight[0] if weight else 1.0
-    resolution = np.finfo(inputs[0].dtype).eps
-    return y.shape == x.shape and np.allclose(
-        y.astype(np.float64), expected, rtol=16 * resolution, atol=4 * resolution
-    )
+# What may prepare the operands of a norm, and may have no other reader.
+_PREPARATIONS = (
+    _OP.BROADCAST_TO,
+    _OP.CAST,
+    _OP.DEQUANTIZE,
+    _OP.EXPAND_DIMS,
+    _OP.RESHAPE,
+    _OP.SQUEEZE,
+)
+# Written by the converter when the order of operators is not that of the data; it
+# names operators by index.
+_CONTROL_DEPENDENCIES = "model_control_dependencies"
 
 
-def rms_norm_composites(model: schema.ModelT) -> dict[tuple[int, int], int]:
-    """Finds the composites `odml.rms_norm` that compute rms_norm.
+class _SubgraphRewriter:
+    """Writes norms of one subgraph in another encoding."""
 
-    Returns:
-      The index of the decomposition by the indices of subgraph and operator.
+    def __init__(
+        self, model: schema.ModelT, graph: Graph, subgraph: schema.SubGraphT, writer
+    ):
+        self._model = model
+        self._graph = graph
+        self._subgraph = subgraph
+        self._writer = writer
+        # Tensors that the rewritten operators read or wrote.
+        self.touched: set[int] = set()
+
+    def run(self, norms: Sequence[RmsNormOp], needed: set[int]) -> None:
+        at = {norm.operator: norm for norm in norms}
+        taken = {o for norm in norms for o in norm.operators}
+        operators = []
+        for o, operator in enumerate(self._graph.operators):
+            if o in at:
+                operators += self._rewrite(at[o])
+            elif o not in taken:
+                operators.append(operator)
+        for o in taken:
+            tensors = (*self._graph.inputs(o), *self._graph.outputs(o))
+            self.touched.update(i for i in tensors if i >= 0)
+        self._subgraph.operators = self._without_unused(operators, taken, needed)
+
+    def _rewrite(self, norm: RmsNormOp) -> list[schema.OperatorT]:
+        terms = _NUM_OUTPUTS[norm.call_target]
+        before = []
+        if norm.encoding == Encoding.DECOMPOSED and len(norm.inputs) > terms:
+            weight, before = self._flattened_weight(norm.inputs[-1])
+            norm = dataclasses.replace(norm, inputs=(*norm.inputs[:terms], weight))
+        return before + self._writer.operators(norm)
+
+    def _flattened_weight(self, weight: int) -> tuple[int, list[schema.OperatorT]]:
+        """Returns the weight as a tensor of one dimension and what computes it."""
+        if len(self._graph.shape(weight)) == 1:
+            return weight, []
+        producer = self._graph.producer(weight)
+        if producer is None:
+            return self._flat(weight), []
+        dequantize = copy.copy(self._graph.operators[producer])
+        dequantize.inputs = [self._flat(self._graph.inputs(producer)[0])]
+        dequantize.outputs = [self._flat(weight)]
+        return dequantize.outputs[0], [dequantize]
+
+    def _flat(self, tensor: int) -> int:
+        flat = copy.copy(self._subgraph.tensors[tensor])
+        flat.shape, flat.shapeSignature = [int(flat.shape[-1])], None
+        flat.name = f"{self._graph.name(tensor)}/flat".encode()
+        self._subgraph.tensors.append(flat)
+        return len(self._subgraph.tensors) - 1
+
+    def _without_unused(
+        self,
+        operators: list[schema.OperatorT],
+        taken: set[int],
+        needed: set[int],
+    ) -> list[schema.OperatorT]:
+        """Leaves out what only the rewritten operators read: casts of x or a weight."""
+        graph = self._graph
+        uses = collections.Counter(int(i) for i in self._subgraph.outputs)
+        uses.update(needed)
+        for operator in operators:
+            uses.update(() if operator.inputs is None else map(int, operator.inputs))
+        unused: set[int] = set()
+        pending = list(self.touched)
+        while pending:
+            tensor = pending.pop()
+            o = graph.producer(tensor)
+            if (
+                o is None
+                or o in taken
+                or id(graph.operators[o]) in unused
+                or uses[tensor]
+                or graph.builtin(o) not in _PREPARATIONS
+            ):
+                continue
+            unused.add(id(graph.operators[o]))
+            inputs = [i for i in graph.inputs(o) if i >= 0]
+            uses.subtract(inputs)
+            pending += inputs
+            self.touched.update(inputs)
+        return [operator for operator in operators if id(operator) not in unused]
+
+
+def rewrite(
+    model: schema.ModelT,
+    survey: Survey,
+    norms: Iterable[RmsNormOp],
+    encoding: Encoding,
+    *,
+    range_safe: bool = True,
+) -> None:
+    """Writes norms in another encoding, in place; everything else stays.
+
+    Args:
+      model: The object tree of a .tflite.
+      survey: The survey of it.
+      norms: Those of the survey that are written.
+      encoding: The encoding that they shall have.
+      range_safe: As for `translate`.
 
     Raises:
-      ValueError: The options of an operator of ours cannot be read.
+      ValueError: The model refers to operators by index, and these would change.
     """
-    decompositions = {}
-    for node in find_ops(model):
-        if node.encoding == Encoding.COMPOSITE:
-            operator = model.subgraphs[node.subgraph].operators[node.operator]
-            decomposition = operator.builtinOptions2.decompositionSubgraphIndex
-            if _computes_rms_norm(model, decomposition, node.epsilon):
-                decompositions[node.subgraph, node.operator] = decomposition
-    return decompositions
+    norms = list(norms)
+    _check_order(model, norms, encoding)
+    by_subgraph: dict[int, list[RmsNormOp]] = collections.defaultdict(list)
+    for norm in norms:
+        by_subgraph[norm.subgraph].append(norm)
+    released = {
+        model.subgraphs[norm.subgraph]
+        .operators[norm.operator]
+        .builtinOptions2.decompositionSubgraphIndex
+        for norm in norms
+        if norm.encoding == Encoding.COMPOSITE
+    }
+    needed = edit.interfaces(model)
+    touched = {}
+    for s, of_subgraph in by_subgraph.items():
+        subgraph = model.subgraphs[s]
+        writer = _Writer(model, subgraph, encoding, range_safe)
+        rewriter = _SubgraphRewriter(model, survey.graph(s), subgraph, writer)
+        rewriter.run(of_subgraph, needed.get(s, set()))
+        touched[s] = rewriter.touched
+    edit.drop_unused_tensors(model, touched)
+    edit.drop_subgraphs(model, released)
+    if norms:
+        edit.sort_operator_codes(model)
+
+
+def _check_order(
+    model: schema.ModelT, norms: Iterable[RmsNormOp], encoding: Encoding
+) -> None:
+    names = [edit.text(entry.name) for entry in model.metadata or ()]
+    is_one = encoding in (Encoding.STABLEHLO_CUSTOM_CALL, Encoding.CUSTOM)
+    is_simple = encoding in (Encoding.COMPOSITE, Encoding.ML_DRIFT)
+    if _CONTROL_DEPENDENCIES in names and not all(
+        len(norm.operators) == 1
+        and (is_one or (is_simple and norm.call_target == op_options.RMS_NORM))
+        for norm in norms
+    ):
+        raise ValueError(
+            f"the model has the metadata entry {_CONTROL_DEPENDENCIES}, which refers"
+            " to operators by index; that would become wrong"
+        )
 
 
 def translate_model(
-    model: schema.ModelT, encoding: Encoding | str, *, range_safe: bool = True
+    model: schema.ModelT, encoding: Encoding, *, range_safe: bool = True
 ) -> int:
-    """Translates every operator of ours in `model`, in place.
+    """Translates every operator of a model to one encoding, in place.
 
-    A composite is translated only if its decomposition computes rms_norm; an
-    add_rms_norm that was written as ADD and composite stays two operators.
+    A composite is translated only if its decomposition is an RMSNorm, and decomposed
+    norms only if they are range-safe, or named as translations name them; `fuse` takes
+    the others, too. An add_rms_norm that became ADD and a norm stays two operators.
 
     Args:
       model: The object tree of a .tflite.
@@ -412,51 +608,17 @@ def translate_model(
       The number of operators that were translated.
 
     Raises:
-      ValueError: The encoding is unknown, or an operator's options cannot be read.
+      ValueError: An operator's options cannot be read, or the model refers to
+        operators by index.
     """
-    encoding = Encoding(encoding)
-    decompositions = rms_norm_composites(model)
+    survey = Survey(model)
     norms = [
         norm
-        for norm in find_ops(model)
-        if norm.encoding != encoding
-        and (
-            norm.encoding != Encoding.COMPOSITE
-            or (norm.subgraph, norm.operator) in decompositions
-        )
+        for norm in survey.norms
+        if norm.encoding != encoding and survey.is_translation(norm)
     ]
-    rewrite(model, norms, encoding, range_safe=range_safe)
-    released = {
-        decompositions[norm.subgraph, norm.operator]
-        for norm in norms
-        if norm.encoding == Encoding.COMPOSITE
-    }
-    edit.drop_subgraphs(model, released)
-    if norms:
-        edit.sort_operator_codes(model)
+    rewrite(model, survey, norms, encoding, range_safe=range_safe)
     return len(norms)
-
-
-def rewrite(
-    model: schema.ModelT,
-    norms: Iterable[RmsNormOp],
-    encoding: Encoding,
-    *,
-    range_safe: bool = True,
-) -> None:
-    """Writes norms in another encoding, in place; everything else stays."""
-    by_subgraph = collections.defaultdict(dict)
-    for norm in norms:
-        by_subgraph[norm.subgraph][norm.operator] = norm
-    for s, at in by_subgraph.items():
-        subgraph = model.subgraphs[s]
-        writer = _Writer(model, subgraph, encoding, range_safe)
-        operators = []
-        for o, operator in enumerate(subgraph.operators):
-            operators += writer.operators(at[o]) if o in at else [operator]
-        subgraph.operators = operators
-        touched = {i for norm in at.values() for i in norm.inputs if i >= 0}
-        edit.drop_tensors(model, s, touched - edit.used_tensors(subgraph))
 
 
 def translate(
