@@ -350,9 +350,11 @@ class Judge:
             )
         (match,) = matches
         x, *weight = (int(i) for i in inner.inputs)
-        if match.source != x or match.y != int(inner.outputs[0]):
-            raise _NotRmsNormError("the norm is not that of its first input")
         self._check_weight(graph, match, x, weight)
+        if match.source != x:
+            raise _NotRmsNormError("the norm is not that of its first input")
+        if match.y != int(inner.outputs[0]):
+            raise _NotRmsNormError("its output is not that of the norm")
         return _Inside(graph, match)
 
     def _check_weight(
