@@ -426,10 +426,15 @@ class _Matcher(Generic[Op]):
         if m := self._is(a, Role.INVERSE_ROW_SCALE):
             return self._scaled_root(op, m, factor)
         m = self._is(a, Role.SUM_SQUARE)
-        if m is None or not m.shape or not isinstance(m.shape[-1], int):
+        if m is None:
             return None
-        is_mean = _float32(factor) == _float32(1 / max(m.shape[-1], 1))
-        return m.then(op, role=Role.MEAN_SQUARE) if is_mean else None
+        size, problem = (m.shape or [0])[-1], m.problem
+        if isinstance(size, int) and size > 0:
+            if _float32(factor) != _float32(1 / size):
+                problem = problem or (
+                    f"the sum of {size} squares is multiplied by {factor}"
+                )
+        return m.then(op, role=Role.MEAN_SQUARE, problem=problem)
 
     def _add(self, op: Op, a: Tensor, b: Tensor) -> _Meaning[Op] | None:
         for p, q in ((a, b), (b, a)):

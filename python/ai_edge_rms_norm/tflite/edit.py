@@ -121,18 +121,25 @@ def set_metadata(model: schema.ModelT, name: str, value: bytes) -> None:
 
 
 def intern_operator_code(
-    model: schema.ModelT, builtin: int, custom_code: str | None = None
+    model: schema.ModelT,
+    builtin: int,
+    custom_code: str | None = None,
+    version: int = 1,
 ) -> int:
-    """Returns the index of an operator code of version 1, appended if missing."""
+    """Returns the index of an operator code, appended if missing."""
     name = None if custom_code is None else custom_code.encode()
     for index, code in enumerate(model.operatorCodes):
-        if (code.builtinCode, code.customCode, code.version) == (builtin, name, 1):
+        if (code.builtinCode, code.customCode, code.version) == (
+            builtin,
+            name,
+            version,
+        ):
             return index
     model.operatorCodes.append(
         schema.OperatorCodeT(
             deprecatedBuiltinCode=min(builtin, _PLACEHOLDER_FOR_GREATER_OP_CODES),
             customCode=name,
-            version=1,
+            version=version,
             builtinCode=builtin,
         )
     )
