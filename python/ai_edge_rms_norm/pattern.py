@@ -79,6 +79,7 @@ class Role(enum.Enum):
 
 # As large as x; all other roles are of one number per row.
 _ROLES_OF_ELEMENTS = (Role.SQUARE, Role.NORM, Role.ABS, Role.RANGE_SCALED_X)
+_REPEATING = ("alias", "cast")
 
 
 class Graph(Protocol[Op]):
@@ -300,7 +301,9 @@ class _Matcher(Generic[Op]):
             self._meanings[y] = m
             if m.root is not None:
                 self._from_root[m.root].append(y)
-            if m.role is Role.NORM:
+            # A norm ends before what only repeats its values, in a wider type.
+            is_repeated = kind in _REPEATING and graph.widens(operands[0], y)
+            if m.role is Role.NORM and not (is_repeated and m.root in self._matches):
                 self._consider(m, y)
         refusals = [
             Refusal(op, reason or self._why_no_norm(op))

@@ -63,10 +63,9 @@ class FusionReport:
 
 
 def fuse_model(
-    model: schema.ModelT, encoding: Encoding | str = Encoding.CUSTOM
+    model: schema.ModelT, encoding: Encoding = Encoding.CUSTOM
 ) -> FusionReport:
     """Fuses the norms of an object tree, in place; otherwise like `fuse`."""
-    encoding = Encoding(encoding)
     before = sum(len(subgraph.operators) for subgraph in model.subgraphs)
     survey = Survey(model)
     norms = [
