@@ -191,6 +191,8 @@ class Graph:
             return ("alias", args[0]) if is_same else None
         if target == _ATEN.bmm.default:
             return self._dot(*args[:2])
+        if target == _ATEN.einsum.default:
+            return self._einsum(*args[:2])
         return None
 
     def _unary(self, op: Node, kind: str, a: Node) -> tuple[Any, ...] | None:
@@ -233,6 +235,19 @@ class Graph:
             and self.shape(b)[1:] == [*size, 1]
         )
         return ("dot", x) if is_dot else None
+
+    def _einsum(self, equation: str, operands: list[Node]) -> tuple[Any, ...] | None:
+        """The same before its decomposition: `btd,btd->bt`, `...d,...d->...`."""
+        left, _, result = equation.replace(" ", "").partition("->")
+        terms = left.split(",")
+        is_dot = (
+            len(terms) == len(operands) == 2
+            and operands[0] is operands[1]
+            and terms[0] == terms[1] == result + terms[0][-1:]
+            and terms[0][-1:].isalpha()
+            and all(terms[0].count(letter) == 1 for letter in terms[0] if letter != ".")
+        )
+        return ("dot", operands[0]) if is_dot else None
 
     def _unviewed(self, node: Node) -> Node:
         """Returns what a node is before views and permutations that move nothing."""
