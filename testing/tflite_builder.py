@@ -134,7 +134,8 @@ class Builder:
         unless given; `fields` are those of the operator's options.
         """
         option_name = _OPTION_NAMES.get(name, name.capitalize())
-        options, options_type = None, 0
+        options: Any = None
+        options_type = 0
         if hasattr(_OPTIONS, f"{option_name}Options"):
             options_type = getattr(_OPTIONS, f"{option_name}Options")
             options = getattr(schema, f"{option_name}OptionsT")()
@@ -147,10 +148,10 @@ class Builder:
             options.keepDims = len(shape) == len(self.shape(inputs[0]))
         if dtype is None:
             first = self.subgraph.tensors[inputs[0]].type
-            dtype = next(key for key, value in _TYPES.items() if value == first)
+            dtype = next(iter(key for key in _TYPES if _TYPES[key] == first))
         if signature is not None and list(signature) == list(shape):
             signature = None
-        output = self.tensor(shape, dtype, signature=signature)
+        output = self.tensor(shape, np.dtype(dtype), signature=signature)
         self.subgraph.operators.append(
             schema.OperatorT(
                 opcodeIndex=edit.intern_operator_code(
@@ -198,7 +199,11 @@ class Builder:
         return self(name, x, self.constant(list(shape), np.int32), shape=shape)
 
     def composite(
-        self, inputs: Sequence[int], outputs: Sequence[int], subgraph: int, epsilon: float
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        subgraph: int,
+        epsilon: float,
     ) -> None:
         """Appends the composite odml.rms_norm with that decomposition."""
         attributes = flexbuffers.Dumps({"epsilon": epsilon})

@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import enum
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -62,7 +63,7 @@ class Encoding(str, enum.Enum):
     DECOMPOSED = "decomposed"
 
     @classmethod
-    def _missing_(cls, value):
+    def _missing_(cls, value: object) -> NoReturn:
         names = ", ".join(repr(e.value) for e in cls)
         raise ValueError(f"encoding must be one of {names}, got {value!r}")
 
@@ -285,7 +286,9 @@ def find_ops(model: schema.ModelT) -> list[RmsNormOp]:
     return Survey(model).norms
 
 
-def _set_stablehlo_custom_call(model, operator, call_target, epsilon):
+def _set_stablehlo_custom_call(
+    model: schema.ModelT, operator: schema.OperatorT, call_target: str, epsilon: float
+) -> None:
     operator.opcodeIndex = edit.intern_operator_code(model, _OP.STABLEHLO_CUSTOM_CALL)
     operator.builtinOptions2Type = _OPTIONS_2.StablehloCustomCallOptions
     operator.builtinOptions2 = schema.StablehloCustomCallOptionsT(
@@ -297,7 +300,9 @@ def _set_stablehlo_custom_call(model, operator, call_target, epsilon):
     )
 
 
-def _set_custom(model, operator, name, options):
+def _set_custom(
+    model: schema.ModelT, operator: schema.OperatorT, name: str, options: bytes
+) -> None:
     operator.opcodeIndex = edit.intern_operator_code(model, _OP.CUSTOM, name)
     operator.customOptions = np.frombuffer(options, np.uint8)
 
@@ -443,10 +448,7 @@ _CONTROL_DEPENDENCIES = "model_control_dependencies"
 class _SubgraphRewriter:
     """Writes norms of one subgraph in another encoding."""
 
-    def __init__(
-        self, model: schema.ModelT, graph: Graph, subgraph: schema.SubGraphT, writer
-    ):
-        self._model = model
+    def __init__(self, graph: Graph, subgraph: schema.SubGraphT, writer: _Writer):
         self._graph = graph
         self._subgraph = subgraph
         self._writer = writer
@@ -469,11 +471,11 @@ class _SubgraphRewriter:
 
     def _rewrite(self, norm: RmsNormOp) -> list[schema.OperatorT]:
         terms = _NUM_OUTPUTS[norm.call_target]
-        before = []
+        before: list[schema.OperatorT] = []
         if norm.encoding == Encoding.DECOMPOSED and len(norm.inputs) > terms:
             weight, before = self._flattened_weight(norm.inputs[-1])
             norm = dataclasses.replace(norm, inputs=(*norm.inputs[:terms], weight))
-        return before + self._writer.operators(norm)
+        return [*before, *self._writer.operators(norm)]
 
     def _flattened_weight(self, weight: int) -> tuple[int, list[schema.OperatorT]]:
         """Returns the weight as a tensor of one dimension and what computes it."""
@@ -485,7 +487,7 @@ class _SubgraphRewriter:
         dequantize = copy.copy(self._graph.operators[producer])
         dequantize.inputs = [self._flat(self._graph.inputs(producer)[0])]
         dequantize.outputs = [self._flat(weight)]
-        return dequantize.outputs[0], [dequantize]
+        return int(dequantize.outputs[0]), [dequantize]
 
     def _flat(self, tensor: int) -> int:
         flat = copy.copy(self._subgraph.tensors[tensor])
@@ -564,7 +566,7 @@ def rewrite(
     for s, of_subgraph in by_subgraph.items():
         subgraph = model.subgraphs[s]
         writer = _Writer(model, subgraph, encoding, range_safe)
-        rewriter = _SubgraphRewriter(model, survey.graph(s), subgraph, writer)
+        rewriter = _SubgraphRewriter(survey.graph(s), subgraph, writer)
         rewriter.run(of_subgraph, needed.get(s, set()))
         touched[s] = rewriter.touched
     edit.drop_unused_tensors(model, touched)
