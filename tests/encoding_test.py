@@ -199,6 +199,18 @@ class TranslationTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "is not a finite float32 > 0"):
             model.translate("decomposed")
 
+    @parameterized.parameters("composite", "decomposed", "ml_drift")
+    def test_operands_without_a_kernel(self, encoding):
+        model = flatbuffer.read(norm())
+        model.subgraphs[0].tensors[0].type = schema.TensorType.INT8
+        content = flatbuffer.to_bytes(model)
+        with self.assertRaisesRegex(ValueError, "x, '.*', is int8"):
+            arn.translate(content, encoding)
+        model.subgraphs[0].operators[0].inputs = [-1, 1]
+        content = flatbuffer.to_bytes(model)
+        with self.assertRaisesRegex(ValueError, "must have all inputs but the weight"):
+            arn.translate(content, encoding)
+
     def test_ml_drift_fields(self):
         model = flatbuffer.read(arn.translate(norm(), "ml_drift"))
         (operator,) = model.subgraphs[0].operators

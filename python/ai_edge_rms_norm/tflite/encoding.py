@@ -27,7 +27,7 @@ from flatbuffers import flexbuffers
 
 from ai_edge_rms_norm import pattern
 from ai_edge_rms_norm.tflite import composite, edit, flatbuffer, op_options
-from ai_edge_rms_norm.tflite.graph import Graph
+from ai_edge_rms_norm.tflite.graph import Graph, shape_of, type_name
 
 __all__ = [
     "Encoding",
@@ -110,7 +110,9 @@ def _decode(
             stored = edit.custom_options(operator)
             epsilon = op_options.decode_custom_options(stored)
             return Encoding.ML_DRIFT, op_options.RMS_NORM, epsilon
-    elif code.builtinCode == _OP.STABLEHLO_CUSTOM_CALL and options is not None:
+    elif code.builtinCode == _OP.STABLEHLO_CUSTOM_CALL and isinstance(
+        options, schema.StablehloCustomCallOptionsT
+    ):
         name = edit.text(options.callTargetName)
         if name in op_options.CALL_TARGETS:
             epsilon = op_options.decode_backend_config(edit.text(options.backendConfig))
@@ -130,22 +132,39 @@ def is_rms_norm_composite(model: schema.ModelT, operator: schema.OperatorT) -> b
     options = operator.builtinOptions2
     return (
         model.operatorCodes[operator.opcodeIndex].builtinCode == _OP.STABLEHLO_COMPOSITE
-        and options is not None
+        and isinstance(options, schema.StableHLOCompositeOptionsT)
         and edit.text(options.name) == _COMPOSITE_NAME
     )
 
 
 def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
     inputs, outputs = (
-        0 if operands is None else len(operands)
+        [] if operands is None else [int(i) for i in operands]
         for operands in (operator.inputs, operator.outputs)
     )
     expected = _NUM_OUTPUTS[call_target]
-    if outputs != expected or inputs not in (expected, expected + 1):
+    if len(outputs) != expected or len(inputs) not in (expected, expected + 1):
         raise ValueError(
             f"{call_target} must have {expected} or {expected + 1} inputs and"
-            f" {expected} outputs, got {inputs} and {outputs}"
+            f" {expected} outputs, got {len(inputs)} and {len(outputs)}"
         )
+    if min(*inputs[:expected], *outputs, 0) < 0:
+        raise ValueError(
+            f"{call_target} must have all inputs but the weight, and all outputs, got"
+            f" {inputs} and {outputs}"
+        )
+
+
+def _check_decomposable(tensors: Sequence[schema.TensorT]) -> None:
+    """Raises if there is no kernel for x and a weight, if there is one."""
+    x, *weights = tensors
+    if not shape_of(x) or int(x.shape[-1]) <= 0:
+        raise ValueError(f"x must have a last dimension, its shape is {shape_of(x)}")
+    for name, tensor in (("x", x), *(("weight", weight) for weight in weights)):
+        if tensor.type not in composite.ONE:
+            raise ValueError(
+                f"{name}, {edit.text(tensor.name)!r}, is {type_name(tensor.type)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +372,8 @@ class _Writer:
                     self._model, operator, norm.call_target, norm.epsilon
                 )
             return [operator]
+        operands = [inputs[0]] if weight is None else [inputs[0], weight]
+        _check_decomposable([self._subgraph.tensors[i] for i in operands])
         operators = []
         x = inputs[0]
         if norm.call_target == op_options.ADD_RMS_NORM:
