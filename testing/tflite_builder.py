@@ -15,7 +15,7 @@ __all__ = ["Builder"]
 
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
-_TYPES = {
+_TYPES: dict[Any, int] = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.float16): schema.TensorType.FLOAT16,
     np.dtype(np.int8): schema.TensorType.INT8,
@@ -148,7 +148,7 @@ class Builder:
             options.keepDims = len(shape) == len(self.shape(inputs[0]))
         if dtype is None:
             first = self.subgraph.tensors[inputs[0]].type
-            dtype = next(iter(key for key in _TYPES if _TYPES[key] == first))
+            dtype = {value: key for key, value in _TYPES.items()}[first]
         if signature is not None and list(signature) == list(shape):
             signature = None
         output = self.tensor(shape, np.dtype(dtype), signature=signature)
