@@ -468,7 +468,7 @@ class RefusalTest(parameterized.TestCase):
             arn.fuse(g.content(y))
 
     def test_bad_input(self):
-        with self.assertRaisesRegex(ValueError, "no .tflite"):
+        with self.assertRaisesRegex(ValueError, "not a .tflite"):
             arn.fuse(b"nothing at all")
         with self.assertRaisesRegex(ValueError, "encoding must be one of"):
             arn.fuse(b"", encoding="nothing")

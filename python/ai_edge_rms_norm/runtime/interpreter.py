@@ -13,7 +13,7 @@ import warnings
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
-from ai_edge_rms_norm.tflite import encoding, flatbuffer, op_options
+from ai_edge_rms_norm.tflite import encoding, files, flatbuffer, op_options
 
 __all__ = ["Interpreter", "delegate_path", "kernel_variant"]
 
@@ -49,24 +49,14 @@ def kernel_variant() -> str:
     return variant().decode()
 
 
-def _has_custom_calls(content, name: str) -> bool:
-    # Reads the table of operator codes only: a mapped file stays on disk.
-    with flatbuffer.damaged(name):
-        model = schema.Model.GetRootAs(content)
-        codes = (model.OperatorCodes(i) for i in range(model.OperatorCodesLength()))
-        return any(
-            code.BuiltinCode() == schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL
-            for code in codes
-        )
-
-
 def _resolve_custom_calls(content, name: str) -> bytes | None:
     """Returns the model with its custom calls as CUSTOM; None if it has none.
 
     No runtime resolves STABLEHLO_CUSTOM_CALL (the schema says that it has no kernel),
     while an unresolved CUSTOM operator may be claimed by a delegate.
     """
-    if not _has_custom_calls(content, name):
+    codes = flatbuffer.read_builtin_codes(content, name)
+    if schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL not in codes:
         return None
     model = flatbuffer.read(content, name)
     encoding.translate_model(model, encoding.Encoding.CUSTOM)
@@ -130,9 +120,8 @@ class Interpreter(litert.Interpreter):
         name = "model_content" if model_path is None else os.fspath(model_path)
         if model_path is not None:
             model_path = name
-            resolved = _resolve_custom_calls(flatbuffer.map_file(name), name)
+            resolved = _resolve_custom_calls(files.read_file(name), name)
         else:
-            flatbuffer.check_header(model_content)
             resolved = _resolve_custom_calls(model_content, name)
         if resolved is not None:
             model_path, model_content = None, resolved

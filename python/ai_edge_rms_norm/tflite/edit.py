@@ -36,7 +36,7 @@ BUFFER_ALIGNMENT = 16
 # Stands for an operand that is left out (kTfLiteOptionalTensor, core/c/common.h).
 OPTIONAL_TENSOR = -1
 # Data from this size on is not packed, but appended to the flatbuffer.
-_APPENDED_SIZE = 4096
+APPENDED_SIZE = 4096
 # Builtin codes above this do not fit the deprecated int8 field (schema.fbs).
 _PLACEHOLDER_FOR_GREATER_OP_CODES = 127
 _SUBGRAPH_REFERENCE = re.compile(r"subgraph(index)?$", re.IGNORECASE)
@@ -52,7 +52,7 @@ class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 
     @property
     def is_appended(self) -> bool:
-        return self.data is not None and len(self.data) >= _APPENDED_SIZE
+        return self.data is not None and len(self.data) >= APPENDED_SIZE
 
     def Pack(self, builder: flatbuffers.Builder) -> int:
         data = None

@@ -8,26 +8,23 @@ outside the flatbuffer in files above 2 GB (`Buffer.offset`,
 """
 
 import contextlib
-import mmap
 import os
-import pathlib
-import stat
 import struct
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ai_edge_rms_norm.tflite import edit
+from ai_edge_rms_norm.tflite import edit, files, validate, verify
+from ai_edge_rms_norm.tflite.verify import Content
 
 __all__ = [
-    "damaged",
+    "check_header",
     "load",
-    "map_file",
     "read",
+    "read_builtin_codes",
     "to_bytes",
     "write_file",
 ]
@@ -40,66 +37,93 @@ _MAX_SIZE = 2**31 - 1
 _DATA_FIELD = 4
 
 
-def check_header(content: bytes | mmap.mmap, name: str = "model_content") -> None:
+def check_header(content: Content, name: str = "model_content") -> None:
+    """Raises for what is not a .tflite at all.
+
+    Raises:
+      ValueError: The file identifier is missing.
+    """
+    if len(content) == 0:
+        raise ValueError(f"{name} is not a .tflite: it is empty")
     if len(content) < 8 or content[4:8] != _FILE_IDENTIFIER:
         raise ValueError(
-            f"{name} is no .tflite: expected the file identifier"
+            f"{name} is not a .tflite: expected the file identifier"
             f" {_FILE_IDENTIFIER!r} at byte 4, got {bytes(content[4:8])!r}"
         )
 
 
 @contextlib.contextmanager
-def damaged(name: str) -> Iterator[None]:
-    """Makes a ValueError of whatever reading beyond the end provokes."""
+def _damaged(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except (verify.VerificationError, validate.ValidationError) as error:
         raise ValueError(f"{name} is a damaged .tflite: {error}") from error
 
 
-def read(content: bytes | mmap.mmap, name: str = "model") -> schema.ModelT:
+def read(content: Content, name: str = "model") -> schema.ModelT:
     """Unpacks a model; its weights are views of `content`.
+
+    `validate` says on what the result may be relied.
 
     Args:
       content: The bytes of a .tflite.
       name: What to call the model in errors.
 
     Raises:
-      ValueError: `content` is no .tflite or is damaged.
+      ValueError: `content` is not a .tflite or is damaged; the error says where.
     """
     check_header(content, name)
-    with damaged(name):
+    with _damaged(name):
+        verify.verify(content)
         model = schema.ModelT.InitFromPackedBuf(content, 0)
-        model.buffers = [_read_buffer(buffer, content) for buffer in model.buffers]
-        for code in model.operatorCodes or ():
-            # As TFLite's GetBuiltinCode: old files have the deprecated field only.
-            code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
-        for subgraph in model.subgraphs:
-            for field in ("tensors", "operators", "inputs", "outputs"):
-                if getattr(subgraph, field) is None:
-                    setattr(subgraph, field, [])
-            for operator in subgraph.operators:
+        model.buffers = [
+            _read_buffer(buffer, content, i)
+            for i, buffer in enumerate(model.buffers or ())
+        ]
+        for s, subgraph in enumerate(model.subgraphs or ()):
+            for o, operator in enumerate(subgraph.operators or ()):
                 operator.external = _external(
                     content,
                     operator.largeCustomOptionsOffset,
                     operator.largeCustomOptionsSize,
+                    f"subgraph {s}, operator {o}: its custom options",
                 )
-        _check_references(model)
+        validate.validate(model)
     return model
 
 
+def read_builtin_codes(content: Content, name: str = "model") -> set[int]:
+    """Returns the builtin codes that a model uses.
+
+    Of a mapped file, nothing else is read.
+
+    Raises:
+      ValueError: `content` is not a .tflite, or its operator codes are damaged.
+    """
+    check_header(content, name)
+    with _damaged(name):
+        verify.verify_operator_codes(content)
+    model = schema.Model.GetRootAs(content)
+    codes = (model.OperatorCodes(i) for i in range(model.OperatorCodesLength()))
+    return {max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes}
+
+
 def _read_buffer(
-    buffer: schema.BufferT, content: bytes | mmap.mmap
+    buffer: schema.BufferT, content: Content, index: int
 ) -> edit.AlignedBuffer:
     aligned = edit.AlignedBuffer(buffer.data, buffer.offset, buffer.size)
-    aligned.external = _external(content, buffer.offset, buffer.size)
+    aligned.external = _external(content, buffer.offset, buffer.size, f"buffer {index}")
     return aligned
 
 
-def _external(content: bytes | mmap.mmap, offset: int, size: int) -> np.ndarray | None:
+def _external(content: Content, offset: int, size: int, what: str) -> np.ndarray | None:
     """Returns what lies outside the flatbuffer; offsets 0 and 1 mean: nothing."""
     if offset <= 1:
         return None
+    if offset + size > len(content):
+        raise validate.ValidationError(
+            f"{what}: {size} bytes at byte {offset}, the file has {len(content)}"
+        )
     return np.frombuffer(content, np.uint8, count=size, offset=offset)
 
 
@@ -114,122 +138,85 @@ def _outside(model: schema.ModelT) -> Iterator[tuple[Any, str, np.ndarray]]:
                 yield operator, "largeCustomOptionsOffset", operator.external
 
 
-def _check_references(model: schema.ModelT) -> None:
-    """Raises for an index that points at nothing."""
-
-    def check(what: str, indices, size: int, first: int = 0) -> None:
-        for index in indices if indices is not None else ():
-            if not first <= index < size:
-                raise ValueError(f"{what} {index}, there are {size}")
-
-    buffers, codes = len(model.buffers), len(model.operatorCodes or ())
-    for s, subgraph in enumerate(model.subgraphs):
-        tensors = len(subgraph.tensors)
-        check(
-            "a tensor refers to buffer", [t.buffer for t in subgraph.tensors], buffers
-        )
-        for indices in (subgraph.inputs, subgraph.outputs):
-            name = f"subgraph {s} has as input or output the tensor"
-            check(name, indices, tensors, edit.OPTIONAL_TENSOR)
-        for o, operator in enumerate(subgraph.operators):
-            name = f"subgraph {s}, operator {o}"
-            check(f"{name} has operator code", [operator.opcodeIndex], codes)
-            for indices in (operator.inputs, operator.outputs, operator.intermediates):
-                check(
-                    f"{name} refers to tensor", indices, tensors, edit.OPTIONAL_TENSOR
-                )
-            called = edit.called_subgraphs(operator)
-            check(f"{name} refers to subgraph", called, len(model.subgraphs))
-    for signature in model.signatureDefs or ():
-        index = signature.subgraphIndex
-        check("a signature refers to subgraph", [index], len(model.subgraphs))
-        entries = (*(signature.inputs or ()), *(signature.outputs or ()))
-        tensors = len(model.subgraphs[index].tensors)
-        check("a signature refers to tensor", [e.tensorIndex for e in entries], tensors)
-    check("metadata refer to buffer", [m.buffer for m in model.metadata or ()], buffers)
-    check("metadata_buffer refers to buffer", model.metadataBuffer, buffers)
-
-
-def load(path: str | os.PathLike) -> schema.ModelT:
-    """Unpacks the model at `path`, which is mapped, not copied.
+def load(path: str | bytes | os.PathLike[str]) -> schema.ModelT:
+    """Unpacks the model at `path`, which is mapped if it is large.
 
     Raises:
       OSError: The file cannot be read.
-      ValueError: It is no .tflite or is damaged.
+      ValueError: It is not a .tflite or is damaged.
     """
-    return read(map_file(path), os.fspath(path))
-
-
-def map_file(path: str | os.PathLike) -> mmap.mmap:
-    """Maps a .tflite read-only.
-
-    Raises:
-      OSError: The file cannot be read.
-      ValueError: It is no .tflite.
-    """
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:  # mmap refuses it unnamed.
-            raise ValueError(f"{os.fspath(path)} is no .tflite: the file is empty")
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    check_header(content, os.fspath(path))
-    return content
+    return read(files.read_file(path), os.fsdecode(path))
 
 
 def _pack(model: schema.ModelT) -> bytearray:
     """Packs everything but the appended data, whose vectors are left empty."""
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
-    return builder.Output()
+    packed: bytearray = builder.Output()
+    return packed
 
 
-def _aligned(position: int) -> int:
-    return position + -position % edit.BUFFER_ALIGNMENT
+class _Placement:
+    """Where data lies that follow the packed tables; the same data lie there once."""
+
+    def __init__(self, position: int):
+        self.position = position
+        self.pieces: list[tuple[int, np.ndarray]] = []
+        self._known: dict[tuple[int, int], int] = {}
+
+    def place(self, data: np.ndarray, prefix: int) -> int:
+        """Returns the aligned start of data, `prefix` bytes kept free before it."""
+        array: np.ndarray = np.asarray(memoryview(data))  # type: ignore[arg-type]
+        key = (array.__array_interface__["data"][0], len(array))
+        if key not in self._known:
+            start = self.position + prefix
+            start += -start % edit.BUFFER_ALIGNMENT
+            self._known[key] = start
+            self.pieces.append((start, array))
+            self.position = start + len(array)
+        return self._known[key]
 
 
-def _chunks(model: schema.ModelT) -> Iterator[bytes | memoryview]:
-    """Yields the pieces of the file: tables, appended data, what lies outside.
+def _chunks(model: schema.ModelT) -> list[bytes | bytearray | memoryview]:
+    """Returns the pieces of the file: tables, appended data, what lies outside.
 
     A vector is its length in 4 bytes and its data, and a field holds its distance to
     the vector, which lies behind the field. So the data may follow the packed tables.
     """
     packed = _pack(model)
-    appended, external = {}, []
-    position = len(packed)
-    for i, buffer in enumerate(model.buffers):
-        if getattr(buffer, "is_appended", False):
-            appended[i] = position = _aligned(position + 4)
-            position += len(buffer.data)
-    if position > _MAX_SIZE:
+    appended = _Placement(len(packed))
+    starts = {
+        i: appended.place(buffer.data, prefix=4)
+        for i, buffer in enumerate(model.buffers)
+        if getattr(buffer, "is_appended", False)
+    }
+    if appended.position > _MAX_SIZE:
         raise ValueError(
             f"a .tflite holds at most {_MAX_SIZE} bytes inside its flatbuffer, got"
-            f" {position}; larger models keep weights outside (Buffer.offset)"
+            f" {appended.position}; larger models keep weights outside (Buffer.offset)"
         )
+    outside = _Placement(appended.position)
     for holder, field, data in _outside(model):
-        position = _aligned(position)
-        external.append((position, data))
-        setattr(holder, field, position)
-        position += len(data)
-    if external:
+        setattr(holder, field, outside.place(data, prefix=0))
+    if outside.pieces:
         # Offsets are fixed-width and non-zero before and after, so that packing
         # again with the right ones does not change the size.
         packed = _pack(model)
     root = schema.Model.GetRootAs(packed)
-    for i, start in appended.items():
+    for i, start in starts.items():
         table = root.Buffers(i)._tab
         field = table.Pos + table.Offset(_DATA_FIELD)
         struct.pack_into("<I", packed, field, start - 4 - field)
 
-    yield packed
+    chunks: list[bytes | bytearray | memoryview] = [packed]
     position = len(packed)
-    for i, start in appended.items():
-        data = model.buffers[i].data
-        yield bytes(start - 4 - position) + struct.pack("<I", len(data))
-        yield memoryview(data)
-        position = start + len(data)
-    for start, data in external:
-        yield bytes(start - position)
-        yield memoryview(data)
-        position = start + len(data)
+    for placement, prefix in ((appended, True), (outside, False)):
+        for start, array in placement.pieces:
+            length = struct.pack("<I", len(array)) if prefix else b""
+            chunks.append(bytes(start - len(length) - position) + length)
+            chunks.append(memoryview(array))  # type: ignore[arg-type]
+            position = start + len(array)
+    return chunks
 
 
 def to_bytes(model: schema.ModelT) -> bytes:
@@ -238,34 +225,13 @@ def to_bytes(model: schema.ModelT) -> bytes:
 
 
 def write_file(
-    path: str | os.PathLike, content: bytes | schema.ModelT | Iterable[memoryview]
+    path: str | bytes | os.PathLike[str], content: bytes | schema.ModelT
 ) -> None:
-    """Writes a model to `path`, completely or not at all.
-
-    The bytes go to a temporary file in the same folder, which is then renamed;
-    missing parent folders are made. A link stays one: the file that it leads to is
-    replaced. A device or pipe, like /dev/null, is written to.
+    """Writes a model to `path`, completely or not at all; see `files.write_file`.
 
     Raises:
       OSError: The file cannot be written.
+      ValueError: The model is too large for a .tflite.
     """
     chunks = _chunks(content) if isinstance(content, schema.ModelT) else [content]
-    # Before links are followed: that of /dev/stdout may lead to no name.
-    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        with open(path, "wb") as file:
-            file.writelines(chunks)
-        return
-    path = pathlib.Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(chunks)
-        # mkstemp makes private files; a model gets the mode that open() would give.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.write_file(path, chunks)
