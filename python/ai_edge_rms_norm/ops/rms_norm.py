@@ -183,6 +183,14 @@ def compute(
     return torch.rms_norm(x, normalized_shape, weight, epsilon)
 
 
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    """Casts x as autocast does for torch.rms_norm."""
+    device = x.device.type
+    if device in _AUTOCAST_TO_FLOAT32 and torch.is_autocast_enabled(device):
+        return x.to(_compute_dtype(x))
+    return x
+
+
 def normalize(
     x: torch.Tensor,
     normalized_shape: Shape,
@@ -212,6 +220,7 @@ def normalize(
         or weight_offset
         or (weight is not None and weight.dtype is not x.dtype)
     ):
+        x = _autocast(x)
         return compute(x, normalized_shape, weight, epsilon, range_safe, weight_offset)
     return _torch_rms_norm(x, normalized_shape, weight, epsilon)
 
@@ -275,9 +284,7 @@ def _emit(
     """Emits the operator, with the dtype that torch.nn.functional.rms_norm returns."""
     _validate_shape(x, normalized_shape)
     epsilon = _resolve_epsilon(x, epsilon)
-    device = x.device.type
-    if device in _AUTOCAST_TO_FLOAT32 and torch.is_autocast_enabled(device):
-        x = x.to(_compute_dtype(x))
+    x = _autocast(x)
     y: torch.Tensor = torch.ops.ai_edge_torch.custom_rms_norm(
         x, _operator_weight(x, weight), epsilon
     )
@@ -386,6 +393,8 @@ def _rms_norm(
         y = compute(x, shape, weight, epsilon, range_safe=False, weight_offset=0.0)
     else:
         y = _torch_rms_norm(x, shape, weight, epsilon)
+    if y.dtype is not x.dtype:  # An autocast is active.
+        y = y.to(x.dtype)
     # As the fake implementation promises.
     return y.contiguous()
 
