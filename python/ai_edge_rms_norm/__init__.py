@@ -98,7 +98,9 @@ def __getattr__(name: str) -> Any:
             f" {_remedy(_HOMES[name])}",
             name=error.name,
         ) from error
-    return getattr(module, name)
+    # The next time it is found without a call of this function.
+    globals()[name] = value = getattr(module, name)
+    return value
 
 
 def _remedy(home: str) -> str:

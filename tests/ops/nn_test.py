@@ -74,12 +74,17 @@ class ConstructorTest(parameterized.TestCase):
             computed = torch.promote_types(dtype, torch.float32)
             self.assertEqual(node.args[2], torch.finfo(computed).eps)
 
-    def test_refuses_rows_of_another_size(self):
-        for norm in (arn.RMSNorm(8), arn.RMSNorm(8, elementwise_affine=False)):
-            with self.assertRaises(RuntimeError):
-                norm(torch.ones(2, 4))
-            with self.assertRaisesRegex(Exception, r"must be \(8,\), got .*4"):
-                torch.export.export(norm, (torch.ones(2, 4),))
+    def test_rows_of_another_size(self):
+        norm, x = arn.RMSNorm(8), random(2, 4)
+        with self.assertRaises(RuntimeError):
+            norm(x)
+        with self.assertRaisesRegex(Exception, r"must be \(8,\), got .*4"):
+            torch.export.export(norm, (x,))
+        # Without a weight nothing depends on the size.
+        norm = arn.RMSNorm(8, elementwise_affine=False)
+        program = torch.export.export(norm, (x,))
+        for y in (norm(x), torch.jit.script(norm)(x), program.module()(x)):
+            torch.testing.assert_close(y, arn.rms_norm(x))
 
 
 class DropInTest(parameterized.TestCase):

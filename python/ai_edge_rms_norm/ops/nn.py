@@ -100,30 +100,21 @@ class RMSNorm(torch.nn.RMSNorm):
         """Normalizes x, or x + residual.
 
         Args:
-          x: Tensor of shape [..., hidden size].
+          x: Tensor of shape [..., hidden size]; without a weight of [..., any size].
           residual: Tensor that can be added to x, or None.
 
         Returns:
           `rms_norm(x)` without a residual; with one the pair (x + residual,
           rms_norm(x + residual)).
         """
+        weight = self.weight
+        shape = self.normalized_shape if weight is not None else (x.shape[-1],)
         if residual is None:
             return rms_norm.normalize(
-                x,
-                self.normalized_shape,
-                self.weight,
-                self.eps,
-                self.range_safe,
-                self.weight_offset,
+                x, shape, weight, self.eps, self.range_safe, self.weight_offset
             )
         return rms_norm.add_normalize(
-            x,
-            residual,
-            self.normalized_shape,
-            self.weight,
-            self.eps,
-            self.range_safe,
-            self.weight_offset,
+            x, residual, shape, weight, self.eps, self.range_safe, self.weight_offset
         )
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
@@ -148,11 +139,8 @@ class _Scriptable(torch.nn.RMSNorm):
     weight_offset: float
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        shape = [x.shape[-1]] if weight is None else self.normalized_shape
         return rms_norm.compute(
-            x,
-            self.normalized_shape,
-            self.weight,
-            self.eps,
-            self.range_safe,
-            self.weight_offset,
+            x, shape, weight, self.eps, self.range_safe, self.weight_offset
         )
