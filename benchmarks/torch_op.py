@@ -35,9 +35,15 @@ Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class _Candidate:
     """A forward, and what calls it with or without its backward."""
 
-    def __init__(self, forward: Forward, x: torch.Tensor, weight: torch.Tensor):
+    def __init__(
+        self,
+        forward: Forward,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        grad: torch.Tensor,
+    ):
         self._forward, self._x, self._weight = forward, x, weight
-        self._grad = torch.ones_like(x)
+        self._grad = grad
 
     def forward(self) -> torch.Tensor:
         return self._forward(self._x, self._weight)
@@ -70,6 +76,7 @@ def _candidates(rows: int, hidden_size: int, compiled: bool) -> dict[str, _Candi
     }
     x = torch.randn(rows, hidden_size).requires_grad_()
     weight = torch.randn(hidden_size).requires_grad_()
+    grad = torch.randn(rows, hidden_size)
     prepare = (
         functools.partial(torch.compile, fullgraph=True, dynamic=False)
         if compiled
@@ -78,10 +85,10 @@ def _candidates(rows: int, hidden_size: int, compiled: bool) -> dict[str, _Candi
     # One code object is compiled for a limited number of shapes.
     torch.compiler.reset()
     return {
-        name: _Candidate(prepare(function), x, weight)
+        name: _Candidate(prepare(function), x, weight, grad)
         for name, function in functions.items()
     } | {
-        name: _Candidate(_of_module(prepare(module)), x, module.weight)
+        name: _Candidate(_of_module(prepare(module)), x, module.weight, grad)
         for name, module in modules.items()
     }
 
