@@ -170,6 +170,19 @@ class ExportTest(parameterized.TestCase):
                 {RMS_NORM.default, ADD_RMS_NORM.default} & set(calls(program)), 1
             )
 
+    @parameterized.product(strict=[False, True], function=[arn.rms_norm, RMS_NORM])
+    def test_vmap_inside(self, strict, function):
+        x, weights = random(3, 16), random(3, 16, seed=1)
+        for module in (
+            Call(lambda x, w: torch.vmap(function)(x, w)),
+            Call(lambda x, w: torch.vmap(lambda x: function(x, w[0]))(x)),
+        ):
+            expected = module(x, weights)
+            program = torch.export.export(module, (x, weights), strict=strict)
+            torch.testing.assert_close(program.module()(x, weights), expected)
+            decomposed = program.run_decompositions().module()
+            torch.testing.assert_close(decomposed(x, weights), expected)
+
     def test_refuses_what_the_operator_does(self):
         with self.assertRaisesRegex(Exception, "x must be float32.* got torch.complex"):
             torch.export.export(

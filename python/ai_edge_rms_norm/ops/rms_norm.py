@@ -476,7 +476,8 @@ def _register(
             return *(next(found) if need else None for need in needed), None
 
     def autograd(*inputs: Any) -> Any:
-        if not _is_exporting():
+        # Transforms of torch.func do not see into an opaque operator.
+        if not _is_exporting() or torch._C._are_functorch_transforms_active():
             return implementation(*inputs)
         tensors = len(operator._schema.arguments) - 1
         epsilon = inputs[tensors] if len(inputs) > tensors else 1e-6
