@@ -380,9 +380,9 @@ def add_rms_norm(
     return add_normalize(x, residual, (x.shape[-1],), weight, epsilon, range_safe)
 
 
-# The operators. A kernel for the key Autograd that calls torch's function is faster than
-# `torch.library.custom_op` or `register_autograd` (docs/pytorch.md, Speed), and whatever
-# differentiates, maps or compiles sees torch's operator.
+# The operators. A kernel for the key Autograd that calls torch's function is faster
+# than `torch.library.custom_op` or `register_autograd` (docs/pytorch.md, Speed), and
+# whatever differentiates, maps or compiles sees torch's operator.
 
 
 def _rms_norm(
