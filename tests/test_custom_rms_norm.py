@@ -242,7 +242,7 @@ class ValidationTest(parameterized.TestCase):
     )
     def test_residual(self, residual, message):
         with self.assertRaisesRegex((ValueError, TypeError), message):
-            arn.add_rms_norm(torch.ones(2, 4), residual)
+            ADD_RMS_NORM(torch.ones(2, 4), residual, None)
 
 
 class ModuleTest(absltest.TestCase):

@@ -89,7 +89,7 @@ class WheelTest(absltest.TestCase):
     def test_says_what_is_missing(self):
         result = run(self.python, "-c", "import ai_edge_rms_norm as a; a.RMSNorm")
         self.assertNotEqual(result.returncode, 0)
-        self.assertIn(b"the extra [convert]", result.stderr)
+        self.assertIn(b"ai-edge-rms-norm[torch]", result.stderr)
 
 
 if __name__ == "__main__":

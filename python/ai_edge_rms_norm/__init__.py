@@ -10,12 +10,17 @@ One operator in the PyTorch graph, one in the .tflite, one kernel at run time:
     interpreter = arn.Interpreter(model_path="block.tflite")
 
 The names in `__all__` are imported on first use, so that running a model needs no
-PyTorch.
+PyTorch. Where torch is imported, before or after this package, the operators
+`torch.ops.ai_edge_torch.custom_rms_norm` and `custom_add_rms_norm` exist; where
+litert_torch is, `litert_torch.convert` lowers them.
 """
 
 import importlib
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
+
+from ai_edge_rms_norm import post_import
 
 __version__ = "0.1.0"
 
@@ -89,12 +94,39 @@ def __getattr__(name: str) -> Any:
         module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{__name__}.{name} needs the package {error.name!r}, which the extra"
-            " [convert] of the wheel installs; on ARM64 see Install in the README",
+            f"{__name__}.{name} needs the package {error.name!r}, which"
+            f" {_remedy(_HOMES[name])}",
             name=error.name,
         ) from error
-    return getattr(module, name)
+    # The next time it is found without a call of this function.
+    globals()[name] = value = getattr(module, name)
+    return value
+
+
+def _remedy(home: str) -> str:
+    """Says what installs all that a module of the package imports."""
+    layer = home.partition(".")[0]
+    if layer == "ops":
+        return "pip install 'ai-edge-rms-norm[torch]' installs"
+    if layer == "conversion":
+        return (
+            "pip install 'ai-edge-rms-norm[convert]' installs; on ARM64 see Install in"
+            " the README"
+        )
+    return "pip install ai-edge-rms-norm installs"
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+def _register_lowerings() -> None:
+    # Its importer registers them; it imports litert_torch itself.
+    if f"{__name__}.conversion.front_end" not in sys.modules:
+        importlib.import_module(f"{__name__}.conversion.lowering")
+
+
+post_import.when_imported(
+    "torch", lambda: importlib.import_module(f"{__name__}.ops.rms_norm")
+)
+post_import.when_imported("litert_torch", _register_lowerings)
