@@ -408,7 +408,9 @@ class ProofTest(parameterized.TestCase):
         if isinstance(expected, str):
             self.assertRegex(report.skipped[0].reason, expected)
         else:
-            self.assertEqual(np.float32(report.replaced[0].epsilon), np.float32(expected))
+            self.assertEqual(
+                np.float32(report.replaced[0].epsilon), np.float32(expected)
+            )
             torch.testing.assert_close(model(inputs()), norm(inputs()))
 
     def test_buffers(self):

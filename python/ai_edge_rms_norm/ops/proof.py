@@ -2,7 +2,7 @@
 
 The forward is traced with fake tensors: with one to five dimensions, all but the last
 one symbols, and with leading dimensions of 1; in training and in evaluation; with other
-hidden sizes; and for each pair of the dtypes of x and of the parameters. It is proven if
+hidden sizes; and for each pair of the dtypes of x and the parameters. It is proven if
 every graph as a whole is one RMSNorm of the grammar in `ai_edge_rms_norm.pattern`, if
 the leading dimensions did not matter, and if all graphs agree.
 """
@@ -246,7 +246,9 @@ def _is_node(value: Any) -> TypeGuard[torch.fx.Node]:
     return isinstance(value, torch.fx.Node)
 
 
-def _fake_x(mode: fake_tensor.FakeTensorMode, case: _Case, device: torch.device) -> torch.Tensor:
+def _fake_x(
+    mode: fake_tensor.FakeTensorMode, case: _Case, device: torch.device
+) -> torch.Tensor:
     sizes = [n or _SIZES[i] for i, n in enumerate(case.shape)]
     kinds = [
         symbolic_shapes.DimDynamic.DYNAMIC
@@ -273,12 +275,14 @@ def _no_log() -> Iterator[None]:
 
 
 @functools.cache
-def _decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+def _decompositions() -> dict[Any, Callable[..., Any]]:
     # A plain dict: to iterate over the table of torch.export takes 0.1 s.
     return dict(torch.export.default_decompositions())
 
 
-def _make_fx(run: Callable[..., Any], inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+def _make_fx(
+    run: Callable[..., Any], inputs: list[torch.Tensor]
+) -> torch.fx.GraphModule:
     trace = proxy_tensor.make_fx(
         run, decomposition_table=_decompositions(), _allow_non_fake_inputs=True
     )
@@ -340,9 +344,7 @@ class _Reader:
 
     def __init__(self, graph_module: torch.fx.GraphModule, names: Sequence[str]):
         graph = graph_module.graph
-        attributes = (
-            str(node.target) for node in graph.nodes if node.op == "get_attr"
-        )
+        attributes = (str(node.target) for node in graph.nodes if node.op == "get_attr")
         constants = {name: getattr(graph_module, name) for name in attributes}
         self._nodes = list(graph.nodes)
         self._x, *tensors = [n for n in self._nodes if n.op == "placeholder"]
@@ -449,7 +451,7 @@ class _Reader:
     @staticmethod
     def _is_ones(node: torch.fx.Node) -> bool:
         """Whether a node is a constant of ones, as litert-torch multiplies by."""
-        return node.target is _ATEN.full.default and node.args[1] == 1
+        return node.target is _ATEN.full.default and bool(node.args[1] == 1)
 
 
 def _check_structure(module: torch.nn.Module) -> None:
@@ -566,9 +568,7 @@ class _Prover:
         self.check_multiples(size)
         return int(size)
 
-    def dtypes(
-        self, hidden_size: int
-    ) -> dict[tuple[torch.dtype, torch.dtype], _Norm]:
+    def dtypes(self, hidden_size: int) -> dict[tuple[torch.dtype, torch.dtype], _Norm]:
         """Returns the norms by the dtypes of x and the weight."""
         norms = {}
         for x, weight in dtype_pairs(tensors_of(self._module)):

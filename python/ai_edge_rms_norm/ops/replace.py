@@ -14,6 +14,7 @@ SmolLM, T5's LayerNorm, ...), whatever the class is called.
 import dataclasses
 import re
 from collections.abc import Hashable, Iterator
+from typing import Any
 
 import torch
 
@@ -151,9 +152,7 @@ def _tolerance(run: _Run, y: torch.Tensor) -> float:
     )
 
 
-def _measure(
-    module: torch.nn.Module, new: torch.nn.Module, hidden_size: int
-) -> None:
+def _measure(module: torch.nn.Module, new: torch.nn.Module, hidden_size: int) -> None:
     """Compares a norm with its replacement.
 
     Raises:
@@ -243,7 +242,7 @@ def _kind(module: torch.nn.Module) -> Hashable | None:
     These are the class and the attributes, as long as they are numbers, text and the
     shapes of parameters.
     """
-    items: list[Hashable] = [type(module)]
+    items: list[Any] = [type(module)]
     for name, value in vars(module).items():
         if name == "_parameters":
             items += [
@@ -297,7 +296,9 @@ def replace_rms_norm(model: torch.nn.Module) -> ReplaceReport:
     replaced, skipped = [], []
     replacements = _Replacements()
     new_modules: dict[torch.nn.Module, torch.nn.Module] = {}
-    for name, module in filter(lambda item: _is_candidate(item[1]), model.named_modules()):
+    for name, module in filter(
+        lambda item: _is_candidate(item[1]), model.named_modules()
+    ):
         try:
             new = replacements.of(module)
             if module is model:

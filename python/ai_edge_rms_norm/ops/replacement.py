@@ -85,7 +85,7 @@ def normalize_as(
     if computed != x.dtype:
         x = x.to(computed)
     shape = [x.shape[-1]] if normalized_shape is None else normalized_shape
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
         y = rms_norm.compute(x, shape, weight, epsilon, False, weight_offset)
     else:
         y = rms_norm.normalize(x, shape, weight, epsilon, False, weight_offset)
@@ -115,10 +115,32 @@ def weight(self) -> torch.Tensor:
 """
 
 
+class ReplacedRMSNorm(nn.RMSNorm):
+    """The base of the replacements.
+
+    Attributes:
+      scale_offset: Added to the second factor of the weight; 0 without one.
+      result_dtype: The rule for the dtype of the result.
+      epsilon_buffer: The name of the buffer that holds epsilon, or None.
+    """
+
+    scale_offset: float
+    result_dtype: str
+    epsilon_buffer: str | None
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        return self
+
+    def read_epsilon(self) -> None:
+        """Makes epsilon what its buffer holds."""
+        if self.epsilon_buffer is not None:
+            self.eps = float(self.get_buffer(self.epsilon_buffer))
+
+
 @functools.cache
 def _norm_type(
     argument: str, factors: tuple[str, ...], any_size: bool
-) -> type[nn.RMSNorm]:
+) -> type[ReplacedRMSNorm]:
     """Returns a class whose forward has a parameter of the given name.
 
     Its source is generated, since `torch.jit.script` and `torch.fx` read names from it.
@@ -143,24 +165,20 @@ def _norm_type(
     members |= {
         "__doc__": "An `ai_edge_rms_norm.RMSNorm` in the place of another norm.",
         "__module__": __name__,
-        "__prepare_scriptable__": lambda self: self,
         "__reduce__": reduce,
     }
-    return type(nn.RMSNorm.__name__, (nn.RMSNorm,), members)
+    return type(nn.RMSNorm.__name__, (ReplacedRMSNorm,), members)
 
 
-def _unpickled(argument: str, factors: tuple[str, ...], any_size: bool) -> nn.RMSNorm:
+def _unpickled(
+    argument: str, factors: tuple[str, ...], any_size: bool
+) -> ReplacedRMSNorm:
     kind = _norm_type(argument, factors, any_size)
     return kind.__new__(kind)
 
 
-def _read_epsilon(module: torch.nn.Module, _: Any) -> None:
-    module.eps = float(getattr(module, module.epsilon_buffer))
-
-
-def is_replacement(module: torch.nn.Module) -> bool:
-    """Whether a module is what `new_norm` returns."""
-    return isinstance(module, nn.RMSNorm) and "result_dtype" in vars(module)
+def _read_epsilon(module: ReplacedRMSNorm, _: object) -> None:
+    module.read_epsilon()
 
 
 def new_norm(
@@ -171,7 +189,7 @@ def new_norm(
     epsilon: float | None,
     epsilon_buffer: str | None,
     rule: str,
-) -> nn.RMSNorm:
+) -> ReplacedRMSNorm:
     """Returns the module that takes the place of a norm.
 
     Args:
@@ -205,5 +223,5 @@ def new_norm(
     if not hasattr(new, "weight"):
         new.register_parameter("weight", None)
     if epsilon_buffer is not None:
-        new.register_load_state_dict_post_hook(_read_epsilon)
+        new.register_load_state_dict_post_hook(_read_epsilon)  # type: ignore[no-untyped-call]
     return new
