@@ -89,6 +89,12 @@ _NORMS = (
         1e-6,
         1.0,
     ),
+    (
+        "generative_composite",
+        lambda: normalization.RMSNorm(_SIZE, with_scale=True, enable_hlfb=True),
+        1e-6,
+        0.0,
+    ),
     ("llama", lambda: modeling_llama.LlamaRMSNorm(_SIZE, eps=1e-5), 1e-5, 0.0),
     ("qwen2", lambda: modeling_qwen2.Qwen2RMSNorm(_SIZE), 1e-6, 0.0),
     ("qwen3", lambda: modeling_qwen3.Qwen3RMSNorm(_SIZE), 1e-6, 0.0),

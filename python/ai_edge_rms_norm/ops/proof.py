@@ -194,6 +194,13 @@ class _Graph(fx_graph.Graph):
         super().__init__(graph, constants)
         self._names = names
 
+    def canonical(self, op: torch.fx.Node) -> tuple[Any, ...] | None:
+        schema = getattr(op.target, "_schema", None)
+        # The marks of a composite in litert-torch and ai-edge-torch pass it on.
+        if schema is not None and schema.name.endswith("::mark_tensor"):
+            return "alias", op.args[0]
+        return super().canonical(op)
+
     def describe_tensor(self, tensor: Any) -> str:
         return self._names.get(tensor) or super().describe_tensor(tensor)
 
