@@ -18,12 +18,13 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 
 import torch
 import transformers
 from absl import app, flags
+from rich import markup
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +32,7 @@ import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.ops import proof
 from ai_edge_rms_norm.tflite import files
 
-__all__ = ["NormClass", "Outcome", "examine", "norm_classes"]
+__all__ = ["NormClass", "Outcome", "bodies", "examine", "norm_classes"]
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON.")
 
@@ -56,8 +57,8 @@ class NormClass:
     Attributes:
       module: The name of its module.
       name: Its name.
-      body: The text of its methods, the same for copies; with its bases if it has no
-        forward of its own.
+      body: Its methods without docstrings and annotations, the same for copies; with
+        its bases if it has no forward of its own.
     """
 
     module: str
@@ -84,12 +85,26 @@ class Outcome:
     detail: str
 
 
+class _Bare(ast.NodeTransformer):
+    """Removes docstrings and annotations."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(node)
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        node.returns = None
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+
 def _body(node: ast.ClassDef) -> str:
-    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
-    text = "\n".join(map(ast.unparse, methods))
-    if any(method.name == "forward" for method in methods):
-        return text
-    return ", ".join(map(ast.unparse, node.bases)) + "\n" + text
+    bases = ", ".join(map(ast.unparse, node.bases))
+    methods = [_Bare().visit(n) for n in node.body if isinstance(n, ast.FunctionDef)]
+    text = "\n".join(map(ast.unparse, methods)).replace(node.name, "_")
+    has_forward = any(method.name == "forward" for method in methods)
+    return text if has_forward else f"{bases}\n{text}"
 
 
 @functools.cache
@@ -98,7 +113,9 @@ def norm_classes() -> tuple[NormClass, ...]:
     folder = pathlib.Path(inspect.getfile(transformers)).parent / "models"
     return tuple(
         NormClass(
-            f"transformers.models.{path.parent.name}.{path.stem}", node.name, _body(node)
+            f"transformers.models.{path.parent.name}.{path.stem}",
+            node.name,
+            _body(node),
         )
         for path in sorted(folder.glob("*/modeling_*.py"))
         for node in ast.parse(path.read_text()).body
@@ -106,7 +123,7 @@ def norm_classes() -> tuple[NormClass, ...]:
     )
 
 
-def bodies(classes: tuple[NormClass, ...]) -> dict[str, list[NormClass]]:
+def bodies(classes: Iterable[NormClass]) -> dict[str, list[NormClass]]:
     """Returns classes by what they have in common."""
     found = collections.defaultdict(list)
     for norm in classes:
@@ -157,7 +174,7 @@ def _rows(
     outcomes: dict[NormClass, Outcome],
 ) -> Iterator[tuple[str, int, NormClass, Outcome]]:
     """Yields the bodies: the status first, and the number of classes."""
-    for classes in bodies(tuple(outcomes)).values():
+    for classes in bodies(outcomes).values():
         by_outcome = collections.Counter(outcomes[norm].status for norm in classes)
         for status, count in by_outcome.items():
             norm = next(n for n in classes if outcomes[n].status == status)
@@ -165,13 +182,11 @@ def _rows(
 
 
 def main(_: list[str]) -> None:
-    outcomes = {}
-    for norm in norm_classes():
-        outcomes[norm] = examine(norm)
+    outcomes = {norm: examine(norm) for norm in norm_classes()}
     table = Table("status", "classes", "such as", "detail")
     rows = sorted(_rows(outcomes), key=lambda row: (row[0], -row[1]))
     for status, count, norm, outcome in rows:
-        table.add_row(status, str(count), norm.name, outcome.detail)
+        table.add_row(status, str(count), norm.name, markup.escape(outcome.detail))
     console = Console(width=200)
     console.print(table)
     counts = {
@@ -184,7 +199,7 @@ def main(_: list[str]) -> None:
     }
     facts = {
         "classes": len(outcomes),
-        "bodies": len(bodies(tuple(outcomes))),
+        "bodies": len(bodies(outcomes)),
         "counts": counts,
         "versions": {
             package: metadata.version(package) for package in ("torch", "transformers")

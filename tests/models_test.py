@@ -1,4 +1,7 @@
-"""Whole models: every norm is found, and greedy decoding gives the same tokens."""
+"""Whole models: every norm is found, and greedy decoding gives the same tokens.
+
+And the norms of all models of Transformers, one class for each body.
+"""
 
 import re
 
@@ -9,11 +12,38 @@ from ai_edge_litert import interpreter as litert
 from litert_torch.generative.layers import kv_cache
 
 import ai_edge_rms_norm as arn
-from benchmarks import architectures
+from benchmarks import architectures, coverage
 
 _PROMPT = [3, 141, 59, 26, 5, 35, 89, 79]
 _STEPS = 32
 _CACHE = len(_PROMPT) + _STEPS
+
+
+# Those that compute something else, with the reason.
+_NO_NORMS = {
+    ".*Gated": "its forward takes hidden_states, gate",
+    "HYV4UnweightedRMSNorm": "its output has the shape .* 1]",
+    "MuseSparkTextInputScaledRMSNorm": "something else besides an RMSNorm: .*mul",
+    # Of models and blocks that have a norm, and of a norm behind a gate.
+    "RobertaPreLayerNormSelf.*|AXK2GatedRMSNorm|Voxtral.*Ada.*": "needs config",
+}
+
+
+class CoverageTest(absltest.TestCase):
+    def test_norms_of_transformers(self):
+        norms = [norm for norm in coverage.norm_classes() if norm.is_rms_norm]
+        self.assertGreater(len(norms), 200)
+        bodies = coverage.bodies(norms)
+        proven = 0
+        for norm, *copies in bodies.values():
+            outcome = coverage.examine(norm)
+            reasons = (r for n, r in _NO_NORMS.items() if re.fullmatch(n, norm.name))
+            with self.subTest(norm.name):
+                self.assertRegex(
+                    outcome.detail, next(reasons, ", result (x|promoted|weight)$")
+                )
+            proven += (1 + len(copies)) * (outcome.status == "proven")
+        self.assertEqual(proven, 188)
 
 
 class ModelsTest(parameterized.TestCase):
