@@ -14,6 +14,7 @@ import functools
 import inspect
 import itertools
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
@@ -413,6 +414,7 @@ class _Reader:
             str(node.target)
             for node in self._nodes
             if node.op == "call_function"
+            and node.target is not operator.getitem  # Its operand is listed.
             and node not in known
             and not isinstance(node.meta.get("val"), int | torch.SymInt)
             and self._copied(node) is None
