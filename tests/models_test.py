@@ -1,4 +1,7 @@
-"""Whole models: every norm is found, and greedy decoding gives the same tokens."""
+"""Whole models: every norm is found, and greedy decoding gives the same tokens.
+
+And the norms of all models of Transformers, one class for each body.
+"""
 
 import re
 
@@ -9,11 +12,38 @@ from ai_edge_litert import interpreter as litert
 from litert_torch.generative.layers import kv_cache
 
 import ai_edge_rms_norm as arn
-from benchmarks import architectures
+from benchmarks import architectures, coverage
 
 _PROMPT = [3, 141, 59, 26, 5, 35, 89, 79]
 _STEPS = 32
 _CACHE = len(_PROMPT) + _STEPS
+
+
+# Those that compute something else, with the reason.
+_NO_NORMS = {
+    ".*Gated": "its forward takes hidden_states, gate",
+    "HYV4UnweightedRMSNorm": "its output has the shape .* 1]",
+    "MuseSparkTextInputScaledRMSNorm": "something else besides an RMSNorm: .*mul",
+    # Of models and blocks that have a norm, and of a norm behind a gate.
+    "RobertaPreLayerNormSelf.*|AXK2GatedRMSNorm|Voxtral.*Ada.*": "needs config",
+}
+
+
+class CoverageTest(absltest.TestCase):
+    def test_norms_of_transformers(self):
+        norms = [norm for norm in coverage.norm_classes() if norm.is_rms_norm]
+        self.assertGreater(len(norms), 200)
+        bodies = coverage.bodies(norms)
+        proven = 0
+        for norm, *copies in bodies.values():
+            outcome = coverage.examine(norm)
+            reasons = (r for n, r in _NO_NORMS.items() if re.fullmatch(n, norm.name))
+            with self.subTest(norm.name):
+                self.assertRegex(
+                    outcome.detail, next(reasons, ", result (x|promoted|weight)$")
+                )
+            proven += (1 + len(copies)) * (outcome.status == "proven")
+        self.assertEqual(proven, 188)
 
 
 class ModelsTest(parameterized.TestCase):
@@ -22,6 +52,10 @@ class ModelsTest(parameterized.TestCase):
         for name, inputs in architecture.signatures(module, len(_PROMPT), _CACHE):
             converter.signature(name, module, kwargs=inputs)
         return bytes(converter.convert(encoding="custom", **options))
+
+    def _assert_norms(self, content: bytes, encoding: str, count: int) -> None:
+        ops = arn.Model(content).rms_norm_ops()
+        self.assertEqual([op.encoding.value for op in ops], count * [encoding])
 
     def _greedy(self, architecture, module, run):
         cache = {}
@@ -78,7 +112,7 @@ class ModelsTest(parameterized.TestCase):
         self.assertGreater(len(set(expected)), 4)  # It does not say one thing only.
 
         original = self._convert(architecture, module)
-        self.assertEmpty(arn.Model(original).rms_norm_ops())
+        self._assert_norms(original, "decomposed", norms)
         fused, report = arn.fuse(original, encoding="custom")
         self.assertEmpty(report.skipped)
         self.assertLen(report.fused, norms)
@@ -92,20 +126,20 @@ class ModelsTest(parameterized.TestCase):
         # The other ways, for one architecture of each kind: converting takes long.
         if "Gemma3" in architecture.name:
             graph = self._convert(architecture, module, fuse_decomposed=True)
-            self.assertLen(arn.Model(graph).rms_norm_ops(), norms)
+            self._assert_norms(graph, "custom", norms)
             models["fuse_decomposed"] = graph
         if architecture.name == "litert-torch Gemma3 270M":
             exported = architecture.build(_CACHE, small=True, composites=True)
             composites = self._convert(architecture, exported)
             # convert() has made operators of the composites already.
-            self.assertLen(arn.Model(composites).rms_norm_ops(), norms)
+            self._assert_norms(composites, "custom", norms)
             models["composites"] = composites
 
         replaced = arn.replace_rms_norm(module)
         self.assertEmpty(replaced.skipped)
         self.assertLen(replaced.replaced, architecture.norms)
         models["replaced"] = self._convert(architecture, module)
-        self.assertLen(arn.Model(models["replaced"]).rms_norm_ops(), norms)
+        self._assert_norms(models["replaced"], "custom", norms)
 
         for name, content in models.items():
             with self.subTest(name):

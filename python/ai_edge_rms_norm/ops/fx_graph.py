@@ -63,6 +63,8 @@ _BINARY: dict[Any, str] = {
     _ATEN.mul.Tensor: "mul",
     _ATEN.pow.Tensor_Scalar: "pow",
     _ATEN.pow.Tensor_Tensor: "pow",
+    _ATEN.sub.Scalar: "sub",
+    _ATEN.sub.Tensor: "sub",
 }
 _REDUCTIONS: dict[Any, str] = {
     _ATEN.amax.default: "max",
@@ -220,6 +222,10 @@ class Graph:
         if kind == "pow":
             power = None if right is None else _POWERS.get(right)
             return None if power is None else (power, a)
+        if kind == "sub":
+            if right is None:
+                return None
+            return ("add", a, -right) if right else ("alias", a)
         if kind == "mul" and (left is None) != (right is None):
             return ("scale", a, right) if left is None else ("scale", b, left)
         if kind == "div" and right:

@@ -1,32 +1,35 @@
-"""Replaces the RMSNorm modules of a PyTorch model by ours.
+"""Replaces the RMSNorm modules of a PyTorch model by `ai_edge_rms_norm.RMSNorm`.
 
-A norm is recognized by its structure and then measured: a module without children and
-buffers that has an epsilon, at most two parameters of one dimension and a forward of
-one argument is run with random parameters on random rows; what it computes must be
+A norm is known by what it computes, not by its name: its forward is traced and proven
+(`ai_edge_rms_norm.ops.proof`) to be, for every shape of x,
 
     x / sqrt(mean(x**2, dim=-1) + epsilon) * (weight + offset) [* (scale + offset)]
 
+and then measured against its replacement, in every pair of dtypes and under autocast.
 That covers torch.nn.RMSNorm, litert-torch's generative layer and those of Hugging Face
 Transformers (Llama, Qwen, Gemma with 1 + weight, Gemma 4 without weight, Mistral, Phi,
 SmolLM, T5's LayerNorm, ...), whatever the class is called.
 """
 
-import copy
 import dataclasses
-import inspect
 import re
+from collections.abc import Hashable, Iterator
+from typing import Any
 
 import torch
 
-from ai_edge_rms_norm.ops import nn, rms_norm
+from ai_edge_rms_norm.ops import nn, proof, replacement
 
-__all__ = ["SkippedModule", "ReplaceReport", "ReplacedModule", "replace_rms_norm"]
+__all__ = ["ReplaceReport", "ReplacedModule", "SkippedModule", "replace_rms_norm"]
 
 _NAME = re.compile(r"rms_?norm", re.IGNORECASE)
-# Where a module without parameters does not say what it expects.
-_HIDDEN_SIZE = 64
 # The float32 arithmetic of both sides, in another order.
 _TOLERANCE = 1e-5
+# In units of the machine epsilon of a half type: modules round up to four times.
+_HALF_TOLERANCE = 8
+_HALF_DTYPES = (torch.float16, torch.bfloat16)
+# Rows of the measurement; 2-D, so that the last dimension is the only one that fits.
+_ROWS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ReplacedModule:
       name: Its name in the model, as in `named_modules`.
       type: The name of its class before.
       hidden_size: Size of the weight; None without a weight.
-      epsilon: Added to the mean square.
+      epsilon: Added to the mean square; in float32 where it depends on the dtype.
       weight_offset: Added to the weight; 0 without a weight.
     """
 
@@ -71,226 +74,213 @@ class ReplaceReport:
     skipped: tuple[SkippedModule, ...]
 
 
-class ScaledRMSNorm(torch.nn.Module):
-    """RMSNorm with two weights, as litert-torch's layer has with `with_scale`.
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the measurement runs a norm with.
 
-    Computes x / rms(x) * (weight + weight_offset) * (scale + scale_offset).
+    Attributes:
+      x: The dtype of x.
+      weight: That of the parameters.
+      autocast: That of an autocast around the call, or None.
     """
 
-    def __init__(
-        self,
-        weight: torch.nn.Parameter,
-        scale: torch.nn.Parameter,
-        eps: float,
-        weight_offset: float,
-        scale_offset: float,
-    ):
-        super().__init__()
-        self.weight, self.scale = weight, scale
-        self.eps = eps
-        self.weight_offset, self.scale_offset = weight_offset, scale_offset
+    x: torch.dtype
+    weight: torch.dtype
+    autocast: torch.dtype | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalizes x, of shape [..., hidden size]."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        weight = self.weight.to(dtype) + self.weight_offset
-        return rms_norm.rms_norm(
-            x, weight * (self.scale.to(dtype) + self.scale_offset), self.eps
+    def __str__(self) -> str:
+        under = f" under autocast to {self.autocast}" if self.autocast else ""
+        return f"with x in {self.x} and parameters in {self.weight}{under}"
+
+
+def _runs(tensors: dict[str, torch.Tensor]) -> Iterator[_Run]:
+    for x, weight in proof.dtype_pairs(tensors):
+        yield _Run(x, weight)
+    for half in _HALF_DTYPES:
+        for x in (torch.float32, half):
+            yield _Run(x, torch.float32 if tensors else x, half)
+
+
+def _inputs(
+    module: torch.nn.Module, hidden_size: int, run: _Run
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Returns random parameters by name, and random rows of different magnitude."""
+    generator, device = torch.Generator().manual_seed(0), proof.device_of(module)
+
+    def random(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        value = torch.randn(
+            shape, generator=generator, dtype=torch.float32, device="cpu"
         )
+        return value.to(device=device, dtype=dtype)
 
-    def extra_repr(self) -> str:
-        return (
-            f"{len(self.weight)}, eps={self.eps}, weight_offset={self.weight_offset},"
-            f" scale_offset={self.scale_offset}"
-        )
-
-
-class _NoRmsNormError(Exception):
-    """The message says what is not as in an RMSNorm."""
-
-
-def _default_epsilon(dtype: torch.dtype) -> float:
-    """Returns what torch.nn.RMSNorm adds when its eps is None.
-
-    The resolution of dtype; in later versions that of the dtype it computes in.
-    """
-    resolutions = {
-        torch.finfo(t).eps for t in (dtype, torch.promote_types(dtype, torch.float32))
+    tensors = {
+        name: random(tensor.shape, run.weight)
+        for name, tensor in proof.tensors_of(module).items()
     }
-    # Normal in float16, and its square not far from either.
-    x = torch.full((8,), 2.0**-12, dtype=dtype)
-    y = torch.nn.functional.rms_norm(x, (8,)).double()
-    measured = float((x.double().square() * (y**-2 - 1)).mean())
-    return min(resolutions, key=lambda eps: abs(eps - measured))
-
-
-def _epsilons(module: torch.nn.Module, dtype: torch.dtype | None) -> list[float]:
-    """Lists what may be the epsilon of a module."""
-    found = [
-        value
-        for name, value in vars(module).items()
-        if "eps" in name.lower() and isinstance(value, float) and value > 0
-    ]
-    if isinstance(module, torch.nn.RMSNorm) and module.eps is None:
-        if dtype is None:
-            raise _NoRmsNormError("its epsilon depends on the dtype of the input")
-        if dtype not in rms_norm.FLOATING_DTYPES:
-            raise _NoRmsNormError(f"its weight has the dtype {dtype}")
-        found.append(_default_epsilon(dtype))
-    return found
-
-
-def _parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Returns the weights, the one called `weight` first."""
-    parameters = dict(module.named_parameters(recurse=False))
-    names = sorted(parameters, key=lambda name: (name != "weight", name))
-    return {name: parameters[name] for name in names}
-
-
-def _check_structure(module: torch.nn.Module) -> None:
-    if next(module.children(), None) is not None:
-        raise _NoRmsNormError("it has submodules")
-    if next(module.buffers(), None) is not None:
-        raise _NoRmsNormError("it has buffers")
-    parameters = _parameters(module).values()
-    shapes = {tuple(parameter.shape) for parameter in parameters}
-    if len(parameters) > 2 or len(shapes) > 1 or any(len(s) != 1 for s in shapes):
-        raise _NoRmsNormError(
-            "expected at most two parameters of the same shape [hidden size], it has"
-            f" {[tuple(p.shape) for p in parameters]}"
-        )
-    if len(parameters) == 2 and set(_parameters(module)) != {"weight", "scale"}:
-        raise _NoRmsNormError(
-            "expected two parameters to be weight and scale, they are"
-            f" {sorted(_parameters(module))}"
-        )
-    if any(parameter.is_meta for parameter in parameters):
-        raise _NoRmsNormError("its parameters are on the device meta")
-    arguments = inspect.signature(module.forward).parameters
-    if len(arguments) != 1:
-        raise _NoRmsNormError(
-            f"its forward takes {', '.join(arguments) or 'nothing'}; expected x alone"
-        )
-    # Pre-hooks and backward hooks included; on a new module they would be lost.
-    if any("hooks" in name and value for name, value in vars(module).items()):
-        raise _NoRmsNormError("it has hooks")
-
-
-def _measured_offset(value: torch.Tensor) -> float:
-    """Returns the one number in a tensor, free of the noise of the measurement."""
-    offset = float(value.mean())
-    rounded = round(offset, 4)
-    return rounded if abs(offset - rounded) < _TOLERANCE else offset
-
-
-@torch.no_grad()
-def _measure(module: torch.nn.Module, epsilon: float) -> list[float]:
-    """Returns the offsets of the parameters of a module that computes rms_norm.
-
-    Raises:
-      _NoRmsNormError: It computes something else.
-    """
-    probe = copy.deepcopy(module).eval().float()
-    if isinstance(probe, torch.nn.RMSNorm):
-        probe.eps = epsilon  # None would mean another one for the copy's dtype.
-    parameters = list(_parameters(probe).values())
-    device = parameters[0].device if parameters else torch.device("cpu")
-    hidden_size = (
-        parameters[0].shape[0]
-        if parameters
-        else getattr(module, "normalized_shape", (_HIDDEN_SIZE,))[-1]
+    x = random((_ROWS, hidden_size), run.x)
+    # Squares of small numbers have few digits in half types.
+    is_half = {run.x, run.weight, run.autocast}.intersection(_HALF_DTYPES)
+    exponents = torch.linspace(
+        0 if is_half else -3, 1, _ROWS, dtype=torch.float32, device=device
     )
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator).to(device)
-
-    x = random(2, 3, hidden_size)
-    # Rows of different magnitude; in some, epsilon counts as much as the mean square.
-    x *= torch.logspace(-1, 1, 6, device=device).reshape(2, 3, 1)
-    x[1] *= epsilon**0.5
-    normalized = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
-
-    def run(values: list[torch.Tensor]) -> torch.Tensor:
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-        try:
-            y = probe(x.clone())
-        except Exception as error:  # Whatever a forward of some other kind raises.
-            raise _NoRmsNormError(
-                f"it cannot be run on {list(x.shape)}: {error}"
-            ) from (error)
-        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
-            raise _NoRmsNormError("its output has not the shape of its input")
-        return y
-
-    def ratio(*values: float) -> torch.Tensor:
-        """Returns y / normalized with constant parameters."""
-        values = [torch.full_like(parameters[0], v) for v in values]
-        y = run(values)
-        return (y * normalized).sum(-1) / normalized.square().sum(-1)
-
-    if not parameters:
-        offsets = []
-    elif len(parameters) == 1:
-        offsets = [_measured_offset(ratio(0.0))]
-    else:
-        # (w + a) * (s + b) at three points.
-        origin, weight, scale = ratio(0.0, 0.0), ratio(1.0, 0.0), ratio(0.0, 1.0)
-        offsets = [_measured_offset(scale - origin), _measured_offset(weight - origin)]
-    values = [random(hidden_size) for _ in parameters]
-    expected = normalized
-    for value, offset in zip(values, offsets, strict=True):
-        expected = expected * (value + offset)
-    error = ((run(values) - expected).abs() / (expected.abs() + _TOLERANCE)).max()
-    if not error <= _TOLERANCE:  # NaN, too.
-        raise _NoRmsNormError(
-            "it computes something else: the largest relative difference is"
-            f" {error:.1e}"
-        )
-    return offsets
+    return tensors, x * (10**exponents).to(run.x).unsqueeze(-1)
 
 
-def _replacement(module: torch.nn.Module) -> tuple[torch.nn.Module, float, float]:
-    """Returns our module for a norm, its epsilon and the offset of its weight.
+def _call(
+    norm: proof.StandIn, tensors: dict[str, torch.Tensor], x: torch.Tensor, run: _Run
+) -> torch.Tensor:
+    device = x.device.type
+    with (
+        proof.default_state(x.device),
+        torch.autocast(device, run.autocast, enabled=run.autocast is not None),
+    ):
+        y = norm(tensors, x.clone())
+    assert isinstance(y, torch.Tensor)
+    return y
+
+
+def _tolerance(run: _Run, y: torch.Tensor) -> float:
+    return max(
+        [
+            _TOLERANCE,
+            *(
+                _HALF_TOLERANCE * torch.finfo(dtype).eps
+                for dtype in (run.x, run.weight, run.autocast, y.dtype)
+                if dtype in _HALF_DTYPES
+            ),
+        ]
+    )
+
+
+def _measure(module: torch.nn.Module, new: torch.nn.Module, hidden_size: int) -> None:
+    """Compares a norm with its replacement.
 
     Raises:
-      _NoRmsNormError: It is no RMSNorm.
+      NotProvenError: The results differ, or their dtypes.
     """
-    _check_structure(module)
-    parameters = _parameters(module)
-    dtype = next((p.dtype for p in parameters.values()), None)
-    reason = _NoRmsNormError("it has no attribute of type float that is its epsilon")
-    for epsilon in _epsilons(module, dtype):
+    before = proof.StandIn(module, module.training)
+    after = proof.StandIn(new, module.training)
+    for run in _runs(proof.tensors_of(module)):
+        tensors, x = _inputs(module, hidden_size, run)
         try:
-            offsets = _measure(module, epsilon)
-        except _NoRmsNormError as error:
-            reason = error
-            continue
-        if len(parameters) == 2:
-            new = ScaledRMSNorm(*parameters.values(), epsilon, *offsets)
-        else:
-            (offset,) = offsets or (0.0,)
-            size = next((p.shape[0] for p in parameters.values()), _HIDDEN_SIZE)
-            # Without storage: the parameter is the old module's.
-            new = nn.RMSNorm(
-                size, epsilon, bool(parameters), offset, device=torch.device("meta")
+            expected = _call(before, tensors, x, run)
+        except (RuntimeError, TypeError):
+            continue  # Not implemented, or not for these dtypes.
+        actual = _call(after, tensors, x, run)
+        if actual.dtype != expected.dtype:
+            raise proof.NotProvenError(
+                f"{run} its result is {expected.dtype}, that of its replacement would"
+                f" be {actual.dtype}"
             )
-            if parameters:
-                (new.weight,) = parameters.values()
-        new.train(module.training)
-        return new, epsilon, offsets[0] if offsets else 0.0
-    raise reason
+        tolerance = _tolerance(run, expected)
+        actual, expected = actual.double(), expected.double()
+        error = (actual - expected).abs() / (expected.abs() + tolerance)
+        if not error.max() <= tolerance:  # NaN, too.
+            raise proof.NotProvenError(
+                f"{run} its result differs from that of its replacement by"
+                f" {error.max():.1e}"
+            )
+
+
+def _new(module: torch.nn.Module, proven: proof.Proof) -> nn.RMSNorm:
+    return replacement.new_norm(
+        module,
+        proven.argument,
+        proven.hidden_size,
+        {factor.name: factor.offset for factor in proven.factors},
+        proven.epsilon,
+        proven.epsilon_buffer,
+        proven.rule,
+    )
+
+
+class _Replacements:
+    """The replacements of modules; those of one kind are proven once."""
+
+    def __init__(self) -> None:
+        self._proofs: dict[Hashable, proof.Proof | str] = {}
+
+    def of(self, module: torch.nn.Module) -> nn.RMSNorm:
+        """Returns what takes the place of a norm.
+
+        Raises:
+          NotProvenError: It is not known to be an RMSNorm.
+        """
+        try:
+            key = _kind(module)
+            result = self._proofs.get(key) if key is not None else None
+            if result is None:
+                result = self._prove(module)
+                if key is not None:
+                    self._proofs[key] = result
+            if isinstance(result, str):
+                raise proof.NotProvenError(result)
+            return _new(module, result)
+        except proof.NotProvenError:
+            raise
+        except Exception as error:  # One module must not keep others from it.
+            raise proof.NotProvenError(
+                f"it could not be examined: {proof.summary(error)}"
+            ) from error
+
+    @staticmethod
+    def _prove(module: torch.nn.Module) -> proof.Proof | str:
+        try:
+            proven = proof.prove(module)
+            _measure(module, _new(module, proven), proven.hidden_size or 64)
+        except proof.NotProvenError as error:
+            return str(error)
+        return proven
+
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+
+
+def _kind(module: torch.nn.Module) -> Hashable | None:
+    """Returns all that a forward can depend on; None if that cannot be told.
+
+    These are the class and the attributes, as long as they are numbers, text and the
+    shapes of parameters.
+    """
+    items: list[Any] = [type(module)]
+    for name, value in vars(module).items():
+        if name == "_parameters":
+            items += [
+                (key, tuple(p.shape), p.dtype, p.device) if p is not None else (key,)
+                for key, p in value.items()
+            ]
+        elif isinstance(value, _PLAIN):
+            items.append((name, type(value), value))
+        elif isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value):
+            items.append((name, tuple(map(type, value)), value))
+        elif not isinstance(value, dict | set | list) or value:
+            return None
+    return tuple(items)
+
+
+def _is_candidate(module: torch.nn.Module) -> bool:
+    """Whether a module is worth to be traced."""
+    if isinstance(module, torch.nn.RMSNorm):
+        return not isinstance(module, nn.RMSNorm)
+    return not type(module).__module__.startswith(("torch.nn.", "torch.jit."))
+
+
+def _replaced(name: str, module: torch.nn.Module, new: nn.RMSNorm) -> ReplacedModule:
+    epsilon = torch.finfo(torch.float32).eps if new.eps is None else new.eps
+    hidden_size = new.normalized_shape[0] if new.elementwise_affine else None
+    kind = type(module).__name__
+    return ReplacedModule(name, kind, hidden_size, epsilon, new.weight_offset)
 
 
 def replace_rms_norm(model: torch.nn.Module) -> ReplaceReport:
-    """Replaces every RMSNorm in a model by `ai_edge_rms_norm.RMSNorm`, in place.
+    """Replaces every RMSNorm in a model by an `ai_edge_rms_norm.RMSNorm`, in place.
 
-    Parameters are shared, not copied, so that optimizers stay as they are, and the
-    `state_dict` does, too, unless a weight has another name: ours is called `weight`.
-    A module that is used in several places stays one. Ours returns the dtype of
-    its input and rounds once; in half precision, modules that round in between differ
-    from it by that rounding.
+    The replacement is a drop-in: parameters and buffers are shared, not copied, under
+    their names, so that optimizers and the `state_dict` stay as they are; the forward
+    names x as before; attributes that others read are there; and the result has the
+    dtype that the former module returns for the dtypes of x and of the weight. A module
+    that is used in several places stays one. A replacement rounds once; in half
+    precision, modules that round in between differ from it by that rounding.
 
     Args:
       model: The model; modules inside of it are replaced.
@@ -299,29 +289,27 @@ def replace_rms_norm(model: torch.nn.Module) -> ReplaceReport:
       What was replaced, and what is called an RMSNorm and was not, with the reason.
 
     Raises:
-      TypeError: `model` is no torch.nn.Module.
+      TypeError: `model` is not a torch.nn.Module.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     replaced, skipped = [], []
-    ours = (nn.RMSNorm, ScaledRMSNorm)
+    replacements = _Replacements()
     new_modules: dict[torch.nn.Module, torch.nn.Module] = {}
-    for name, module in list(model.named_modules()):
-        if isinstance(module, ours):
-            continue
-        kind = type(module).__name__
+    for name, module in filter(
+        lambda item: _is_candidate(item[1]), model.named_modules()
+    ):
         try:
-            new, epsilon, offset = _replacement(module)
+            new = replacements.of(module)
             if module is model:
-                raise _NoRmsNormError("it is the model itself, not a part of it")
-        except _NoRmsNormError as error:
+                raise proof.NotProvenError("it is the model itself, not a part of it")
+        except proof.NotProvenError as error:
+            kind = type(module).__name__
             if isinstance(module, torch.nn.RMSNorm) or _NAME.search(kind):
                 skipped.append(SkippedModule(name, kind, str(error)))
             continue
         new_modules[module] = new
-        weight = getattr(new, "weight", None)
-        hidden_size = None if weight is None else weight.shape[0]
-        replaced.append(ReplacedModule(name, kind, hidden_size, epsilon, offset))
+        replaced.append(_replaced(name, module, new))
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child in new_modules:
