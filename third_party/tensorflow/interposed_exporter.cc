@@ -1,5 +1,5 @@
-// The test double of a TensorFlow with vhlo_custom_call.patch applied: lets a
-// stock TensorFlow export vhlo.custom_call_v1 as STABLEHLO_CUSTOM_CALL.
+// The test double of a TensorFlow with export_vhlo_custom_call.patch applied:
+// lets a stock TensorFlow export vhlo.custom_call_v1 as STABLEHLO_CUSTOM_CALL.
 //
 // TensorFlow's flatbuffer exporter can write the operator, but rejects it
 // unless its last argument, serialize_stablehlo_ops, is true, and the converter

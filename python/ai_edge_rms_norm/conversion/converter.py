@@ -23,7 +23,7 @@ METADATA = "ai_edge_rms_norm.converter"
 
 
 class Backend(str, enum.Enum):
-    """What turns StableHLO into a .tflite.
+    """The converter from StableHLO to .tflite.
 
     AUTO: LITERT where litert-converter is installed, else TENSORFLOW.
     LITERT: litert-converter, which has no wheel for ARM64 Linux.
