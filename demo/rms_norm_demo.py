@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm.conversion import front_end
+from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 from ai_edge_rms_norm.tflite import flatbuffer
 from benchmarks import timing
 from demo import transformer
@@ -165,7 +165,7 @@ def main(_) -> None:
     versions = ", ".join(
         (
             f"torch {metadata.version('torch')}",
-            front_end.NAME,
+            FRONT_END.name,
             f"ai-edge-litert {metadata.version('ai-edge-litert')}",
         )
     )

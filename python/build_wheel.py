@@ -62,10 +62,10 @@ def build(files: dict[str, pathlib.Path], out: pathlib.Path) -> pathlib.Path:
             ".",
             cwd=root,
         )
-        # The plugin is loaded by path: no Python version, no ABI.
+        # The delegate is loaded by path: no Python version, no ABI.
         (wheel,) = root.parent.glob("*.whl")
-        (plugin, *_) = root.rglob("*.so")
-        wheel = _retag(wheel, f"linux_{_machine(plugin)}")
+        (delegate, *_) = root.rglob("*.so")
+        wheel = _retag(wheel, f"linux_{_machine(delegate)}")
         report = json.loads(_run("auditwheel", "show", "--json", str(wheel), cwd=root))
         if report["external_libs"]:
             sys.exit(f"the wheel needs other libraries: {report['external_libs']}")

@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import quantizer, recipe
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm.conversion import front_end
+from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 from ai_edge_rms_norm.tflite import edit, encoding, flatbuffer, op_options
 from testing.tflite_builder import Builder
 
@@ -93,7 +93,7 @@ def quantized():
 
 
 def float16():
-    if not front_end.CONVERTER:
+    if not FRONT_END.converter:
         raise unittest.SkipTest("TensorFlow rejects BATCH_MATMUL in float16")
     return arn.convert(block().half(), (torch.ones(3, 16).half(),))
 
@@ -272,7 +272,7 @@ class TranslationTest(parameterized.TestCase):
     def test_composite_that_computes_more_is_left_alone(self):
         """The front end's layer with a second scale has the same composite name."""
         normalization = importlib.import_module(
-            f"{front_end.MODULE}.generative.layers.normalization"
+            f"{FRONT_END.module}.generative.layers.normalization"
         )
         layers = {
             "plain": normalization.RMSNorm(16, enable_hlfb=True),

@@ -3,8 +3,8 @@
 import torch
 from absl.testing import absltest, parameterized
 
-import ai_edge_rms_norm.conversion.lowering  # noqa: F401  Registers the lowerings.
-from ai_edge_rms_norm.conversion import front_end
+import ai_edge_rms_norm.lowering  # noqa: F401  Registers the lowerings.
+from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 from ai_edge_rms_norm.ops import rms_norm
 
 _CONFIG = r'backend_config = "{\22epsilon\22: 1e-05}"'
@@ -18,7 +18,7 @@ def mlir(function, *inputs, dynamic=False):
 
     shapes = ({0: torch.export.Dim("rows")},) * len(inputs) if dynamic else None
     program = torch.export.export(Module(), inputs, dynamic_shapes=shapes)
-    return front_end.lower_to_stablehlo(program).get_text()
+    return FRONT_END.lower_to_stablehlo(program).get_text()
 
 
 class LoweringTest(parameterized.TestCase):

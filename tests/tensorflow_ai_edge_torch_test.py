@@ -1,11 +1,19 @@
 """The front end ai-edge-torch 0.7.1 with TensorFlow, as on ARM64 Linux."""
 
+# First: ai-edge-torch imports TensorFlow.
+from third_party.tensorflow import interposed_exporter  # noqa: F401
+
+# isort: split
+import inspect
+
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm.conversion import converter, front_end, tensorflow_backend
+from ai_edge_rms_norm.conversion import converter
+from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END, ai_edge_torch
+from ai_edge_rms_norm.tflite import edit, flatbuffer
 from demo import transformer
 
 
@@ -15,8 +23,8 @@ def _random(*shape):
 
 class AiEdgeTorchTest(parameterized.TestCase):
     def test_is_the_front_end(self):
-        self.assertEqual(front_end.NAME, "ai-edge-torch 0.7.1")
-        self.assertIsNone(front_end.CONVERTER)
+        self.assertEqual(FRONT_END.name, "ai-edge-torch 0.7.1")
+        self.assertIsNone(FRONT_END.converter)
         self.assertEqual(
             converter._choose(converter.Backend.AUTO), converter.Backend.TENSORFLOW
         )
@@ -64,13 +72,32 @@ class AiEdgeTorchTest(parameterized.TestCase):
             )
 
     def test_both_ways_give_the_same_file(self):
-        norm = arn.RMSNorm(16).eval()
-        signature = front_end.Signature("main", norm, (_random(2, 16),), {}, None)
-        files = {
-            tensorflow_backend.convert([signature], custom_calls=way)[0]
-            for way in ("vhlo_export", "carrier")
-        }
+        norm, args = arn.RMSNorm(16).eval(), (_random(2, 16),)
+        files = set()
+        for way in ("direct", "tfl.custom"):
+            model = flatbuffer.read(bytes(arn.convert(norm, args, custom_calls=way)))
+            # It names the way.
+            edit.set_metadata(model, converter.METADATA, b"")
+            files.add(flatbuffer.to_bytes(model))
         self.assertLen(files, 1)
+
+    def test_private_interfaces(self):
+        for function, parameters in (
+            (ai_edge_torch.conversion._run_convert_passes, "exported_program"),
+            (ai_edge_torch.common_utils.flat_dict_names, "tree_spec context"),
+            (
+                ai_edge_torch.export.exported_program_to_mlir,
+                "exported_program ir_context _pre_lower_pass",
+            ),
+            (
+                ai_edge_torch.fx_infra.safe_run_decompositions,
+                "exported_program decomp_table",
+            ),
+        ):
+            with self.subTest(function.__name__):
+                self.assertEqual(
+                    " ".join(inspect.signature(function).parameters), parameters
+                )
 
 
 if __name__ == "__main__":

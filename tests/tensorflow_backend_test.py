@@ -3,14 +3,17 @@
 Without litert-converter, as on ARM64, there is nothing to compare with.
 """
 
+import sys
 from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 import torch
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm.conversion import converter, front_end
+from ai_edge_rms_norm.conversion import converter, tensorflow_backend
+from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END, interface
 from ai_edge_rms_norm.tflite import flatbuffer
 from demo import transformer
 
@@ -52,7 +55,7 @@ def _order(model: arn.Model) -> list:
 
 class TensorFlowBackendTest(parameterized.TestCase):
     def _both(self, module, args, **options) -> list[arn.Model]:
-        if not front_end.CONVERTER:
+        if not FRONT_END.converter:
             self.skipTest("litert-converter is not installed")
         models = [
             arn.convert(module, args, backend=backend, **options)
@@ -176,8 +179,8 @@ class TensorFlowBackendTest(parameterized.TestCase):
         self.assertLess(two - one, weights / 20)
 
     def test_metadata_and_log_say_what_converted(self):
-        patterns = {"tensorflow": r"TensorFlow [\d.]+, custom calls: vhlo_export$"}
-        if front_end.CONVERTER:
+        patterns = {"tensorflow": r"TensorFlow [\d.]+, custom calls: tfl.custom$"}
+        if FRONT_END.converter:
             patterns["litert"] = r"litert-converter [\d.]+$"
         patterns["auto"] = patterns.get("litert", patterns["tensorflow"])
         for backend, pattern in patterns.items():
@@ -190,7 +193,7 @@ class TensorFlowBackendTest(parameterized.TestCase):
                 m for m in tree.metadata if m.name.decode() == converter.METADATA
             )
             text = bytes(bytearray(tree.buffers[entry.buffer].data)).decode()
-            self.assertRegex(text, f"^{front_end.NAME}, {pattern}")
+            self.assertRegex(text, f"^{FRONT_END.name}, {pattern}")
             chosen = converter._choose(converter.Backend(backend)).value
             self.assertIn(
                 f"Converted with the backend {chosen}: {text}",
@@ -199,24 +202,68 @@ class TensorFlowBackendTest(parameterized.TestCase):
 
     def test_choice(self):
         choose, backend = converter._choose, converter.Backend
-        with mock.patch.object(front_end, "CONVERTER", "litert-converter 0.5.0"):
+        with mock.patch.object(FRONT_END, "converter", "litert-converter 0.5.0"):
             self.assertEqual(choose(backend.AUTO), backend.LITERT)
-        with mock.patch.object(front_end, "CONVERTER", None):
+        with mock.patch.object(FRONT_END, "converter", None):
             self.assertEqual(choose(backend.AUTO), backend.TENSORFLOW)
-            with self.assertRaisesRegex(ImportError, "litert-converter"):
-                choose(backend.LITERT)
+        # A front end without litert-converter inherits this.
+        with self.assertRaisesRegex(ImportError, f"installed is {FRONT_END.name}"):
+            interface.FrontEnd.convert(FRONT_END, [])
         with self.assertRaisesRegex(ValueError, "'auto', 'litert', 'tensorflow', got"):
             backend("tf")
 
+    def test_wrong_arguments(self):
+        norm, args = arn.RMSNorm(8), (_random(1, 8),)
+        for error, text, options in (
+            (
+                ValueError,
+                "'tfl.custom', 'direct', got 'vhlo'",
+                {"custom_calls": "vhlo"},
+            ),
+            (TypeError, "does not take quant_config", {"quant_config": None}),
+        ):
+            with self.assertRaisesRegex(error, text):
+                arn.convert(norm, args, backend="tensorflow", **options)
+
     def test_without_tensorflow(self):
         with (
-            mock.patch(
-                "ai_edge_rms_norm.conversion.tensorflow_vhlo_export.tensorflow_version",
-                lambda: None,
-            ),
+            mock.patch.dict(sys.modules, {"tensorflow": None}),
             self.assertRaisesRegex(ImportError, "TensorFlow, which is not installed"),
         ):
             arn.convert(arn.RMSNorm(8), (_random(1, 8),), backend="tensorflow")
+
+    @parameterized.parameters("2.18.1", "2.19.1")
+    def test_tensorflow_that_does_not_know_tfl_custom(self, version):
+        x = _random(1, 8)
+        with mock.patch.object(tf, "__version__", version):
+            with self.assertRaisesRegex(
+                RuntimeError, rf"TensorFlow {version} .* needed is TensorFlow 2\.20 or"
+            ):
+                arn.convert(arn.RMSNorm(8).eval(), (x,), backend="tensorflow")
+            # Without a custom call there is nothing to know.
+            model = arn.convert(torch.nn.ReLU().eval(), (x,), backend="tensorflow")
+        np.testing.assert_array_equal(model(x.numpy()), x.relu().numpy())
+
+    def test_stock_tensorflow_rejects_custom_calls(self):
+        # When this fails, TensorFlow has changed, and the patch may go.
+        with self.assertRaisesRegex(
+            RuntimeError,
+            "'vhlo.custom_call_v1' op is not part of the vhlo support yet.*needs a"
+            " TensorFlow with patches/tensorflow applied",
+        ):
+            arn.convert(
+                arn.RMSNorm(8).eval(),
+                (_random(1, 8),),
+                backend="tensorflow",
+                custom_calls="direct",
+            )
+
+    def test_tensorflow_has_the_attributes_that_are_set(self):
+        # Python would set an attribute of another name without a word.
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([])
+        self.assertContainsSubset(
+            tensorflow_backend._CONVERTER_ATTRIBUTES, dir(converter)
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the converter writes, field by field; also a command-line check.
+"""The fields of a converted model, one by one; also a command-line check.
 
 python test_tflite_conversion.py --output /tmp/norm.tflite --hidden 2048 --keep
 """

@@ -5,6 +5,7 @@ requirements-aarch64.lock and the ARM64 wheel.
 """
 
 import pathlib
+import shutil
 import tempfile
 import unittest
 
@@ -14,6 +15,12 @@ from absl.testing import absltest
 from tests.arm64 import emulation
 
 _WHEEL = flags.DEFINE_string("wheel", None, "Path of the aarch64 wheel.", required=True)
+_EXPORTER = flags.DEFINE_string(
+    "exporter",
+    None,
+    "Path of the aarch64 library of //third_party/tensorflow:interposed_exporter.",
+    required=True,
+)
 _PROJECT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -27,6 +34,12 @@ class Arm64ConversionTest(absltest.TestCase):
         lock = _PROJECT / "third_party" / "python" / "requirements-aarch64.lock"
         with tempfile.TemporaryDirectory() as site:
             emulation.install(site, "--no-deps", _WHEEL.value)
+            # The module loads the library beside it.
+            exporter = pathlib.Path(site, "third_party", "tensorflow")
+            exporter.mkdir(parents=True)
+            module = "third_party/tensorflow/interposed_exporter.py"
+            shutil.copy(_PROJECT / module, exporter)
+            shutil.copy(_EXPORTER.value, exporter)
             print(
                 emulation.run_python(
                     "/mnt/tests/tensorflow_ai_edge_torch_test.py",

@@ -1,7 +1,8 @@
-// What tensorflow/compiler/mlir/lite/flatbuffer_export.cc has around the lines
-// that vhlo_custom_call.patch adds, for patched_exporter_test. MLIR and VHLO
-// come from TensorFlow's wheel, LLVM and FlatBuffers from the distribution; no
-// package has TFLite's schema, so the names of it that are used stand here.
+// The surroundings of the lines that export_vhlo_custom_call.patch adds to
+// tensorflow/compiler/mlir/lite/flatbuffer_export.cc, for
+// patched_exporter_test. MLIR and VHLO come from TensorFlow's wheel, LLVM and
+// FlatBuffers from the distribution; no package has TFLite's schema, so the
+// names of it that are used stand here.
 #include <cstdint>
 #include <optional>
 #include <string>

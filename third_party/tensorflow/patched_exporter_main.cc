@@ -1,11 +1,11 @@
-// Runs the lines that vhlo_custom_call.patch adds, with the MLIR of the stock
-// libtensorflow_cc.so.2, on one custom call per case. Prints a JSON object per
-// case: what was written, or the error.
+// Runs the lines that export_vhlo_custom_call.patch adds, with the MLIR of the
+// stock libtensorflow_cc.so.2, on one custom call per case. Prints a JSON
+// object per case: the options that were written, or the error.
 //
 // The library hides VHLO's symbols. The wheel has their generated definitions,
-// which are compiled here. What those need of sources that the wheel does not
-// have (parsers, printers, verifiers) is not called by the lines under test and
-// stands in for the original.
+// which are compiled here. They need functions of sources that the wheel does
+// not have (parsers, printers, verifiers); the lines under test do not call
+// them, so empty ones stand in.
 #include <cstdint>
 #include <iostream>
 #include <string>
@@ -115,7 +115,7 @@ LogicalResult CustomCallOpV1::validateConstraint(Operation*, Version) {
 
 namespace {
 
-// What reached the flatbuffer, as members of a JSON object.
+// The options in the flatbuffer, as members of a JSON object.
 std::string written;
 
 std::string Quoted(const std::string& text) {
@@ -146,7 +146,7 @@ std::string List(const flatbuffers::Vector<T>* values) {
 
 }  // namespace
 
-// What schema_generated.h and the rest of flatbuffer_export.cc define.
+// In place of schema_generated.h and the rest of flatbuffer_export.cc.
 flatbuffers::Offset<tflite::StablehloCustomCallOptions>
 tflite::CreateStablehloCustomCallOptions(
     flatbuffers::FlatBufferBuilder& builder,

@@ -22,7 +22,7 @@ from flatbuffers import flexbuffers
 from third_party.tensorflow import source
 
 _PATCH = flags.DEFINE_string("patch", None, "The patch.")
-_FRAME = flags.DEFINE_string("frame", None, "What stands around its lines.")
+_FRAME = flags.DEFINE_string("frame", None, "The code around its lines.")
 _MAIN = flags.DEFINE_string("main", None, "Runs them.")
 
 _EXPORTER = "tensorflow/compiler/mlir/lite/flatbuffer_export.cc"

@@ -12,7 +12,7 @@ URL = "https://github.com/tensorflow/tensorflow/archive/refs/tags/v{}.tar.gz".fo
 SHA256 = "ef3568bb4865d6c1b2564fb5689c19b6b9a5311572cd1f2ff9198636a8520921"
 
 # Applied in this order with `patch -p1 --fuzz=0`.
-PATCHES = ["//patches/tensorflow:vhlo_custom_call.patch"]
+PATCHES = ["//patches/tensorflow:export_vhlo_custom_call.patch"]
 
 _BUILD = """\
 filegroup(

@@ -1,15 +1,16 @@
-"""Converts PyTorch modules to .tflite, with our operators as one operator each."""
+"""Converts PyTorch modules to .tflite, with RMSNorm as one operator each."""
 
-import contextlib
 import enum
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from absl import logging
 
 import ai_edge_rms_norm.conversion.lowering  # noqa: F401  Registers the lowerings.
-from ai_edge_rms_norm.conversion import front_end, fx_passes, tensorflow_backend
+from ai_edge_rms_norm.conversion import fx_passes, tensorflow_backend
+from ai_edge_rms_norm.conversion.tensorflow_backend import CustomCalls
+from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END, Signature
 from ai_edge_rms_norm.runtime.model import DEFAULT_SIGNATURE, Model
 from ai_edge_rms_norm.tflite import edit, flatbuffer
 from ai_edge_rms_norm.tflite import encoding as encoding_lib
@@ -22,7 +23,7 @@ METADATA = "ai_edge_rms_norm.converter"
 
 
 class Backend(str, enum.Enum):
-    """What turns StableHLO into a .tflite.
+    """The converter from StableHLO to .tflite.
 
     AUTO: LITERT where litert-converter is installed, else TENSORFLOW.
     LITERT: litert-converter, which has no wheel for ARM64 Linux.
@@ -34,56 +35,22 @@ class Backend(str, enum.Enum):
     TENSORFLOW = "tensorflow"
 
     @classmethod
-    def _missing_(cls, value):
+    def _missing_(cls, value: object) -> NoReturn:
         names = ", ".join(repr(e.value) for e in cls)
         raise ValueError(f"backend must be one of {names}, got {value!r}")
 
 
 def _choose(backend: Backend) -> Backend:
     if backend == Backend.AUTO:
-        return Backend.LITERT if front_end.CONVERTER else Backend.TENSORFLOW
-    if backend == Backend.LITERT and not front_end.CONVERTER:
-        raise ImportError(
-            "the backend litert needs litert-torch with litert-converter; installed is"
-            f" {front_end.NAME}"
-        )
+        return Backend.LITERT if FRONT_END.converter else Backend.TENSORFLOW
     return backend
-
-
-def _convert_with_litert(
-    signatures: Sequence[front_end.Signature],
-    transform: tensorflow_backend.Transform | None = None,
-    **options,
-) -> tuple[bytes, str]:
-    import litert_torch
-
-    converter = litert_torch.Converter()
-    for s in signatures:
-        converter.signature(
-            s.name,
-            s.module,
-            s.sample_args,
-            s.sample_kwargs,
-            dynamic_shapes=s.dynamic_shapes,
-        )
-    passes = contextlib.nullcontext()
-    if transform is not None:
-        if options.get("use_v2"):
-            raise ValueError(
-                "fuse_decomposed and fuse_add do not work with use_v2=True:"
-                " litert-torch then lowers graphs that are not decomposed"
-            )
-        passes = front_end.export_pass(transform)
-    with passes:
-        content = converter.convert(**options).model_content()
-    return content, f"{front_end.NAME}, {front_end.CONVERTER}"
 
 
 class Converter:
     """Collects signatures and converts them into one model."""
 
-    def __init__(self):
-        self._signatures: list[front_end.Signature] = []
+    def __init__(self) -> None:
+        self._signatures: list[Signature] = []
 
     def signature(
         self,
@@ -104,7 +71,7 @@ class Converter:
           dynamic_shapes: As `torch.export.export` takes it; None for static shapes.
 
         Raises:
-          TypeError: `module` is no torch.nn.Module.
+          TypeError: `module` is not a torch.nn.Module.
           ValueError: No inputs are given, or the name is taken.
         """
         if not isinstance(module, torch.nn.Module):
@@ -118,7 +85,7 @@ class Converter:
         if any(s.name == name for s in self._signatures):
             raise ValueError(f"there is a signature {name!r} already")
         self._signatures.append(
-            front_end.Signature(
+            Signature(
                 name, module, tuple(args or ()), dict(kwargs or {}), dynamic_shapes
             )
         )
@@ -129,16 +96,15 @@ class Converter:
         *,
         encoding: Encoding | str = Encoding.STABLEHLO_CUSTOM_CALL,
         backend: Backend | str = Backend.AUTO,
+        custom_calls: CustomCalls | str = CustomCalls.TFL_CUSTOM,
         fuse_decomposed: bool = False,
         fuse_add: bool = False,
-        **options,
+        **options: Any,
     ) -> Model:
         """Converts the signatures; arguments as for the function `convert`."""
         encoding = Encoding(encoding)
         backend = _choose(Backend(backend))
-        run = tensorflow_backend.convert
-        if backend == Backend.LITERT:
-            run = _convert_with_litert
+        custom_calls = CustomCalls(custom_calls)
 
         def transform(program: torch.export.ExportedProgram) -> None:
             if fuse_decomposed:
@@ -146,13 +112,20 @@ class Converter:
             if fuse_add:
                 fx_passes.fuse_add(program)
 
-        content, converter = run(
-            self._signatures,
-            transform=transform if fuse_decomposed or fuse_add else None,
-            **options,
-        )
+        passes = transform if fuse_decomposed or fuse_add else None
+        if backend == Backend.LITERT:
+            content = FRONT_END.convert(self._signatures, passes, **options)
+            model = flatbuffer.read(content)
+            converter = f"{FRONT_END.name}, {FRONT_END.converter}"
+        elif options:
+            raise TypeError(
+                f"the backend tensorflow does not take {', '.join(sorted(options))}"
+            )
+        else:
+            model, converter = tensorflow_backend.convert(
+                self._signatures, custom_calls, passes
+            )
         logging.info("Converted with the backend %s: %s", backend.value, converter)
-        model = flatbuffer.read(content)
         encoding_lib.translate_model(model, encoding)
         edit.set_metadata(model, METADATA, converter.encode())
         return Model(flatbuffer.to_bytes(model))
@@ -187,10 +160,11 @@ def convert(
     *,
     encoding: Encoding | str = Encoding.STABLEHLO_CUSTOM_CALL,
     backend: Backend | str = Backend.AUTO,
+    custom_calls: CustomCalls | str = CustomCalls.TFL_CUSTOM,
     dynamic_shapes: Any = None,
     fuse_decomposed: bool = False,
     fuse_add: bool = False,
-    **options,
+    **options: Any,
 ) -> Model:
     """Converts a module to a .tflite with the signature `serving_default`.
 
@@ -198,33 +172,37 @@ def convert(
       module: The module, in evaluation mode.
       args: Positional example inputs.
       kwargs: Example inputs by name.
-      encoding: How our operators are written: `stablehlo_custom_call` (op 173),
-        `custom` (builtin CUSTOM) or `composite` (`odml.rms_norm`).
+      encoding: How RMSNorm is encoded: `stablehlo_custom_call` (op 173), `custom`
+        (builtin CUSTOM) or `composite` (`odml.rms_norm`).
       backend: `litert`, `tensorflow`, or `auto`: litert where litert-converter is
         installed, else tensorflow.
+      custom_calls: How the custom calls pass TensorFlow: `tfl.custom`, with TensorFlow
+        2.20 or newer, or `direct`, with patches/tensorflow applied. The result is the
+        same. The backend litert does not need it.
       dynamic_shapes: As `torch.export.export` takes it; None for static shapes.
-      fuse_decomposed: Whether RMSNorm that is written out in the graph, like
-        torch.nn.RMSNorm, becomes our operator, too.
+      fuse_decomposed: Whether decomposed RMSNorm, like torch.nn.RMSNorm in the
+        exported graph, becomes `ai_edge_torch.rms_norm`, too.
       fuse_add: Whether a residual addition and the norm of the sum become one
         operator, `ai_edge_torch.add_rms_norm`.
-      **options: Passed to `litert_torch.Converter.convert`, for example quant_config,
-        or to `tensorflow_backend.convert`.
+      **options: Passed to `litert_torch.Converter.convert`, for example quant_config;
+        for the backend litert only.
 
     Returns:
       The model. Its metadata entry `ai_edge_rms_norm.converter` says what converted it.
 
     Raises:
-      ImportError: What the backend needs is not installed.
-      RuntimeError: The converter rejects the model.
-      TypeError: module or args has the wrong type.
-      ValueError: The encoding or the backend is unknown, or no inputs are given.
+      ImportError: A package that the backend needs is not installed.
+      RuntimeError: The converter rejects the model, or TensorFlow is too old.
+      TypeError: module or args has the wrong type, or the backend tensorflow got
+        options.
+      ValueError: encoding, backend or custom_calls is unknown, or no inputs are given.
     """
-    encoding, backend = Encoding(encoding), Backend(backend)
     return signature(
         DEFAULT_SIGNATURE, module, args, kwargs, dynamic_shapes=dynamic_shapes
     ).convert(
         encoding=encoding,
         backend=backend,
+        custom_calls=custom_calls,
         fuse_decomposed=fuse_decomposed,
         fuse_add=fuse_add,
         **options,

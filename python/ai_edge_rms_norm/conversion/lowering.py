@@ -11,29 +11,36 @@ specification, section custom_call), because exporters to .tflite accept no othe
         has_side_effect = false}
 """
 
+from typing import Any
+
 import torch
 
 import ai_edge_rms_norm.ops.rms_norm  # noqa: F401  Defines the operators.
-from ai_edge_rms_norm.conversion.front_end import ir, lower, stablehlo
+from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 from ai_edge_rms_norm.tflite import op_options
 
-__all__ = []
+__all__: list[str] = []
 
 
 def _custom_call(
     call_target_name: str,
-    operands: list[ir.Value | None],
+    operands: list[Any],
     num_results: int,
     epsilon: float,
-):
-    """Emits the call; every result has the type of the first operand."""
+) -> Any:
+    """Emits the call; every result has the type of the first operand.
+
+    Raises:
+      TypeError: x is not of a type that a .tflite can have.
+    """
+    ir = FRONT_END.ir
     x_type = ir.RankedTensorType(operands[0].type)
     element_types = (ir.F32Type.get(), ir.F16Type.get(), ir.BF16Type.get())
     if x_type.element_type not in element_types:
         raise TypeError(
             f"{call_target_name}: x must be f32, f16 or bf16 in a .tflite, got {x_type}"
         )
-    return stablehlo.custom_call(
+    return FRONT_END.stablehlo.custom_call(
         [x_type] * num_results,
         [operand for operand in operands if operand is not None],
         call_target_name,
@@ -43,11 +50,13 @@ def _custom_call(
     )
 
 
-@lower(torch.ops.ai_edge_torch.custom_rms_norm)
-def _lower_rms_norm(lctx, x, weight, epsilon=1e-6):
+@FRONT_END.lower(torch.ops.ai_edge_torch.custom_rms_norm)
+def _lower_rms_norm(lctx: Any, x: Any, weight: Any, epsilon: float = 1e-6) -> Any:
     return _custom_call(op_options.RMS_NORM, [x, weight], 1, epsilon)
 
 
-@lower(torch.ops.ai_edge_torch.custom_add_rms_norm)
-def _lower_add_rms_norm(lctx, x, residual, weight, epsilon=1e-6):
+@FRONT_END.lower(torch.ops.ai_edge_torch.custom_add_rms_norm)
+def _lower_add_rms_norm(
+    lctx: Any, x: Any, residual: Any, weight: Any, epsilon: float = 1e-6
+) -> Any:
     return _custom_call(op_options.ADD_RMS_NORM, [x, residual, weight], 2, epsilon)

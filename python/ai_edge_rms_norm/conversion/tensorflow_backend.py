@@ -3,35 +3,38 @@
 This is the only converter with wheels for ARM64 Linux. The model has the signatures,
 names, dtypes and dynamic dimensions that litert-converter gives.
 
-Stock TensorFlow rejects custom calls beside TFLite operators. `convert` gets them
-through in one of two ways (`CustomCalls`); both give the same model.
+Stock TensorFlow rejects custom calls beside TFLite operators; `CustomCalls` are the
+ways to pass it. docs/VHLO_CUSTOM_CALL_FIX.md has the background.
 """
 
 import enum
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import ml_dtypes
+import numpy as np
 import torch
-from absl import logging
 from ai_edge_litert import schema_py_generated as schema
 
 import ai_edge_rms_norm.conversion.lowering  # noqa: F401  Registers the lowerings.
-from ai_edge_rms_norm.conversion import front_end, tensorflow_vhlo_export
+from ai_edge_rms_norm.conversion.torch_frontend import (
+    FRONT_END,
+    Lowered,
+    Signature,
+    Transform,
+)
+from ai_edge_rms_norm.tflite import flatbuffer, op_options
 
-# TensorFlow is imported where it is needed: tensorflow_vhlo_export comes before it.
-from ai_edge_rms_norm.tflite import encoding, flatbuffer, op_options
+# TensorFlow is imported where it is used: the other backend does without it.
 
 __all__ = ["CustomCalls", "convert"]
 
-Transform = Callable[[torch.export.ExportedProgram], object]
-
 _CUSTOM_CALL = "stablehlo.custom_call"
-# The call target that TensorFlow's converter legalizes to a CUSTOM operator, with the
-# text of an MLIR dictionary {custom_code, custom_option} as its backend_config.
-_CARRIER = "tfl.custom"
-# (major, minor) of the first TensorFlow that does; docs/VHLO_CUSTOM_CALL_FIX.md.
-_CARRIER_SINCE = (2, 20)
+# (major, minor) of the first TensorFlow whose converter legalizes a call of
+# `tfl.custom` to a CUSTOM operator.
+_TFL_CUSTOM_SINCE = (2, 20)
 # The front ends' mark of a composite's boundary, which TensorFlow's converter consumes.
 _BOUNDARY = "mark_tensor"
 # XlaCallModule version that takes platforms and dynamic shapes; TensorFlow 2.18 knows
@@ -39,45 +42,36 @@ _BOUNDARY = "mark_tensor"
 _XLA_CALL_MODULE_VERSION = 9
 # Like litert-converter, which narrows 64-bit inputs and outputs.
 _NARROWED = {torch.int64: torch.int32, torch.float64: torch.float32}
-# StableHLO operators that a stock TensorFlow exports beside TFLite operators
-# (Translator::BuildOperator in tensorflow/compiler/mlir/lite/flatbuffer_export.cc).
-_STOCK_STABLEHLO = frozenset(
-    f"STABLEHLO_{name}"
-    for name in (
-        "ADD",
-        "AND",
-        "CASE",
-        "COMPOSITE",
-        "GATHER",
-        "MAXIMUM",
-        "MINIMUM",
-        "MULTIPLY",
-        "OR",
-        "PAD",
-        "REDUCE_WINDOW",
-        "RNG_BIT_GENERATOR",
-        "SCATTER",
-        "SHIFT_LEFT",
-        "SUBTRACT",
-    )
-)
+# Attributes of TFLiteConverter that the front ends set, too, and those of
+# litert-converter. Those with an underscore have no public counterpart.
+_CONVERTER_ATTRIBUTES = {
+    "allow_custom_ops": True,
+    "canonicalizing_inf_as_min_max_float": False,
+    "model_origin_framework": "PYTORCH",
+    "_experimental_enable_composite_direct_lowering": True,
+    "_experimental_enable_dynamic_update_slice": True,
+    "_experimental_unsafe_fuse_dynamic_shaped_broadcast": True,
+}
 
 
 class CustomCalls(str, enum.Enum):
-    """How custom calls get through TensorFlow.
+    """How custom calls pass TensorFlow. Both ways give the same model.
 
-    VHLO_EXPORT: As they are, with the replaced exporter of `tensorflow_vhlo_export`.
-    CARRIER: As `tfl.custom` calls, which TensorFlow 2.20 and later export as CUSTOM
-      operators, translated in the finished flatbuffer; for our operators only.
-    DIRECT: As they are; for a TensorFlow with patches/tensorflow applied.
+    TFL_CUSTOM: As calls of `tfl.custom`, which TensorFlow 2.20 and later export as
+      CUSTOM operators. For the custom calls of this package only.
+    DIRECT: As they are, for a TensorFlow with patches/tensorflow applied.
     """
 
-    VHLO_EXPORT = "vhlo_export"
-    CARRIER = "carrier"
+    TFL_CUSTOM = "tfl.custom"
     DIRECT = "direct"
 
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        names = ", ".join(repr(e.value) for e in cls)
+        raise ValueError(f"custom_calls must be one of {names}, got {value!r}")
 
-def _operations(operation):
+
+def _operations(operation: Any) -> Iterator[Any]:
     """Yields the operations nested in an MLIR operation; bodies before the holder."""
     for region in operation.regions:
         for block in region.blocks:
@@ -86,11 +80,11 @@ def _operations(operation):
                 yield nested.operation
 
 
-def _call_target(operation) -> str:
-    return front_end.ir.StringAttr(operation.attributes["call_target_name"]).value
+def _call_target(operation: Any) -> str:
+    return str(FRONT_END.ir.StringAttr(operation.attributes["call_target_name"]).value)
 
 
-def _custom_calls(lowered) -> list:
+def _custom_calls(lowered: Lowered) -> list[Any]:
     return [
         operation
         for operation in _operations(lowered.module.operation)
@@ -98,21 +92,27 @@ def _custom_calls(lowered) -> list:
     ]
 
 
-def _put_on_carrier(lowered) -> None:
-    """Makes our custom calls `tfl.custom` calls, with the options of CUSTOM."""
-    ir = front_end.ir
+def _make_tfl_custom(lowered: Lowered) -> None:
+    """Makes the custom calls of this package calls of `tfl.custom`.
+
+    The backend_config of such a call is the text of an MLIR dictionary: custom_code and
+    custom_option of the CUSTOM operator.
+    """
+    ir = FRONT_END.ir
     with lowered.ctx:
         for operation in _custom_calls(lowered):
             target = _call_target(operation)
             if target not in op_options.CALL_TARGETS:
                 raise ValueError(
-                    f"this TensorFlow cannot export the custom call {target}; the"
-                    f" carrier is for {', '.join(op_options.CALL_TARGETS)}"
+                    f"TensorFlow cannot export the custom call {target}:"
+                    " custom_calls='tfl.custom' is for"
+                    f" {', '.join(op_options.CALL_TARGETS)}; 'direct' needs a"
+                    " TensorFlow with patches/tensorflow applied"
                 )
             backend_config = ir.StringAttr(operation.attributes["backend_config"])
             epsilon = op_options.decode_backend_config(backend_config.value)
             options = op_options.encode_custom_options(epsilon).hex()
-            operation.attributes["call_target_name"] = ir.StringAttr.get(_CARRIER)
+            operation.attributes["call_target_name"] = ir.StringAttr.get("tfl.custom")
             operation.attributes["backend_config"] = ir.StringAttr.get(
                 f'{{custom_code = "{target}",'
                 f' custom_option = #tfl<const_bytes : "0x{options}">}}'
@@ -122,29 +122,29 @@ def _put_on_carrier(lowered) -> None:
 class _Program:
     """A signature, exported and lowered."""
 
-    def __init__(self, signature: front_end.Signature, transform: Transform | None):
-        exported = front_end.export(signature, transform)
+    def __init__(self, signature: Signature, transform: Transform | None):
+        exported = FRONT_END.export(signature, transform)
         self.name = signature.name
-        self.lowered = front_end.lower_to_stablehlo(exported)
-        self.input_names = front_end.input_names(signature)
-        self.output_names = front_end.output_names(
+        self.lowered = FRONT_END.lower_to_stablehlo(exported)
+        self.input_names = FRONT_END.input_names(signature)
+        self.output_names = FRONT_END.output_names(
             exported, len(self.lowered.output_signature)
         )
 
 
-def _shape(variable) -> list[int | None]:
+def _shape(variable: Any) -> list[int | None]:
     return [
         None if isinstance(size, torch.SymInt) else int(size) for size in variable.shape
     ]
 
 
-def _tf_dtype(dtype: torch.dtype):
+def _tf_dtype(dtype: torch.dtype) -> Any:
     import tensorflow as tf
 
     return tf.dtypes.as_dtype(str(dtype).removeprefix("torch."))
 
 
-def _numpy(tensor: torch.Tensor):
+def _numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -154,10 +154,10 @@ def _numpy(tensor: torch.Tensor):
 class _Variables:
     """TensorFlow variables for parameters; one for all uses of the same storage."""
 
-    def __init__(self):
-        self._by_storage = {}
+    def __init__(self) -> None:
+        self._by_storage: dict[object, tuple[Any, torch.Tensor]] = {}
 
-    def get(self, tensor: torch.Tensor):
+    def get(self, tensor: torch.Tensor) -> Any:
         import tensorflow as tf
 
         key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
@@ -167,13 +167,15 @@ class _Variables:
             self._by_storage[key] = variable, tensor
         return self._by_storage[key][0]
 
-    def all(self) -> list:
+    def all(self) -> list[Any]:
         return [variable for variable, _ in self._by_storage.values()]
 
 
-def _tf_function(program: _Program, module: bytes, variables: _Variables):
+def _tf_function(program: _Program, module: bytes, variables: _Variables) -> Any:
     """Returns a tf.function of the user inputs that calls the module."""
     import tensorflow as tf
+
+    # Private: tf.raw_ops does not have XlaCallModule.
     from tensorflow.compiler.tf2xla.python import xla
 
     lowered = program.lowered
@@ -191,7 +193,7 @@ def _tf_function(program: _Program, module: bytes, variables: _Variables):
         if s.input_spec.is_parameter
     }
 
-    def call(*args):
+    def call(*args: Any) -> dict[str, Any]:
         results = xla.call_module(
             [
                 tf.cast(args[s.input_spec.i], _tf_dtype(s.dtype))
@@ -217,44 +219,33 @@ def _tf_function(program: _Program, module: bytes, variables: _Variables):
     return tf.function(call, input_signature=specs, autograph=False)
 
 
-def _convert_saved_model(path: str, names: list[str]) -> bytes:
+def _first_error(error: Exception) -> str:
+    """Returns the line of a message that says why; all of it has MLIR and stacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next(
+        (line for line in lines if "error:" in line),
+        lines[0] if lines else type(error).__name__,
+    )
+
+
+def _convert_saved_model(path: str, names: list[str], custom_calls: CustomCalls) -> Any:
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(path, signature_keys=names)
-    # What the front ends set on TensorFlow's and on litert-converter's converter.
-    converter.allow_custom_ops = True
-    converter.canonicalizing_inf_as_min_max_float = False
-    converter.model_origin_framework = "PYTORCH"
-    converter._experimental_enable_composite_direct_lowering = True
-    converter._experimental_enable_dynamic_update_slice = True
-    converter._experimental_unsafe_fuse_dynamic_shaped_broadcast = True
+    for name, value in _CONVERTER_ATTRIBUTES.items():
+        setattr(converter, name, value)
     try:
         return converter.convert()
     except Exception as error:
-        # The whole text has the MLIR of the operator and the Python stack.
+        reason = _first_error(error)
+        if custom_calls == CustomCalls.DIRECT and "vhlo.custom_call" in reason:
+            reason += (
+                "; custom_calls='direct' needs a TensorFlow with patches/tensorflow"
+                " applied"
+            )
         raise RuntimeError(
-            f"TensorFlow {tf.__version__} cannot convert the model:"
-            f" {str(error).strip().splitlines()[0]}"
+            f"TensorFlow {tf.__version__} cannot convert the model: {reason}"
         ) from error
-
-
-def _check_operators(model: schema.ModelT) -> None:
-    """Raises for operators that only the replaced exporter lets through."""
-    names = {
-        value: name
-        for name, value in vars(schema.BuiltinOperator).items()
-        if name.startswith("STABLEHLO_")
-    }
-    left = sorted(
-        {names.get(code.builtinCode) for code in model.operatorCodes}
-        - {None, "STABLEHLO_CUSTOM_CALL"}
-        - _STOCK_STABLEHLO
-    )
-    if left:
-        raise RuntimeError(
-            f"TensorFlow did not legalize {', '.join(left)}, for which TFLite has no"
-            " kernel"
-        )
 
 
 def _restore_order_and_names(model: schema.ModelT, programs: list[_Program]) -> None:
@@ -277,90 +268,78 @@ def _restore_order_and_names(model: schema.ModelT, programs: list[_Program]) -> 
                 tensor.name = f"{program.name}_{name}{suffix}".encode()
 
 
-def _choose_way(has_custom_calls: bool) -> CustomCalls:
-    if not has_custom_calls:
-        return CustomCalls.DIRECT
-    reason = tensorflow_vhlo_export.load()
-    if reason is None:
-        return CustomCalls.VHLO_EXPORT
-    reason = f"the exporter cannot be replaced: {reason}"
-    _check_carrier(reason)
-    logging.warning("Custom calls go on the carrier, since %s.", reason)
-    return CustomCalls.CARRIER
+def _tensorflow_version() -> str:
+    """Returns the version of TensorFlow.
+
+    Raises:
+      ImportError: It is not installed.
+    """
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise ImportError(
+            "the backend tensorflow needs TensorFlow, which is not installed; the extra"
+            " [tensorflow] of the wheel installs it"
+        ) from error
+    return str(tf.__version__)
 
 
-def _check_carrier(reason: str) -> None:
-    """Raises if TensorFlow does not know the carrier; `reason` is why that is asked."""
-    version = tensorflow_vhlo_export.tensorflow_version()
-    if tensorflow_vhlo_export.release(version) < _CARRIER_SINCE:
-        since = ".".join(map(str, _CARRIER_SINCE))
+def _check_version(version: str) -> None:
+    """Raises RuntimeError for a TensorFlow that does not know `tfl.custom`."""
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _TFL_CUSTOM_SINCE:
+        since = ".".join(map(str, _TFL_CUSTOM_SINCE))
         raise RuntimeError(
-            f"TensorFlow {version} cannot export custom calls: the carrier needs"
-            f" {since} or newer, and {reason}"
+            f"TensorFlow {version} cannot export custom calls; needed is TensorFlow"
+            f" {since} or newer, or custom_calls='direct' and a TensorFlow with"
+            " patches/tensorflow applied"
         )
 
 
 def convert(
-    signatures: Sequence[front_end.Signature],
-    custom_calls: CustomCalls | str | None = None,
+    signatures: Sequence[Signature],
+    custom_calls: CustomCalls = CustomCalls.TFL_CUSTOM,
     transform: Transform | None = None,
-) -> tuple[bytes, str]:
+) -> tuple[schema.ModelT, str]:
     """Converts signatures into one model.
 
     Args:
       signatures: At least one.
-      custom_calls: How custom calls get through TensorFlow. Default: with the replaced
-        exporter, and on the carrier where that is not possible.
+      custom_calls: How custom calls pass TensorFlow.
       transform: Changes every exported program in place before it is lowered.
 
     Returns:
-      The bytes of the .tflite, in which our operators are STABLEHLO_CUSTOM_CALL or
-      CUSTOM, and what converted it, for people.
+      The model, with the custom calls of this package as CUSTOM (TFL_CUSTOM) or
+      STABLEHLO_CUSTOM_CALL (DIRECT) operators, and the name and version of the front
+      end and of TensorFlow, for messages.
 
     Raises:
       ImportError: TensorFlow is not installed.
-      RuntimeError: TensorFlow cannot convert the model, or not in the way asked for.
-      ValueError: A custom call is not ours and has to go on the carrier.
+      RuntimeError: TensorFlow cannot convert the model, or is too old for its custom
+        calls.
+      ValueError: TFL_CUSTOM is not possible for a custom call.
     """
-    if tensorflow_vhlo_export.tensorflow_version() is None:
-        raise ImportError(
-            "the backend tensorflow needs TensorFlow, which is not installed"
-        )
+    version = _tensorflow_version()
     programs = [_Program(signature, transform) for signature in signatures]
     has_custom_calls = any(_custom_calls(p.lowered) for p in programs)
-    way = (
-        _choose_way(has_custom_calls)
-        if custom_calls is None
-        else CustomCalls(custom_calls)
-    )
-    if way == CustomCalls.VHLO_EXPORT:
-        # Loads the library before TensorFlow is imported below, or raises.
-        with tensorflow_vhlo_export.scope():
-            content = _convert_programs(programs)
-    else:
-        if way == CustomCalls.CARRIER:
-            _check_carrier("nothing else was asked for")
-            for program in programs:
-                _put_on_carrier(program.lowered)
-        content = _convert_programs(programs)
-
-    model = flatbuffer.read(content)
-    _check_operators(model)
+    if has_custom_calls and custom_calls == CustomCalls.TFL_CUSTOM:
+        _check_version(version)
+        for program in programs:
+            _make_tfl_custom(program.lowered)
+    model = flatbuffer.read(_convert_programs(programs, custom_calls))
     _restore_order_and_names(model, programs)
-    if way == CustomCalls.CARRIER:
-        encoding.translate_model(model, encoding.Encoding.STABLEHLO_CUSTOM_CALL)
-    version = tensorflow_vhlo_export.tensorflow_version()
-    how = f", custom calls: {way.value}" if has_custom_calls else ""
-    return flatbuffer.to_bytes(model), f"{front_end.NAME}, TensorFlow {version}{how}"
+    how = f", custom calls: {custom_calls.value}" if has_custom_calls else ""
+    return model, f"{FRONT_END.name}, TensorFlow {version}{how}"
 
 
-def _convert_programs(programs: list[_Program]) -> bytes:
+def _convert_programs(programs: list[_Program], custom_calls: CustomCalls) -> Any:
     import tensorflow as tf
 
     variables = _Variables()
     holder = tf.Module()
     holder.functions = [
-        _tf_function(program, front_end.serialize_vhlo(program.lowered), variables)
+        _tf_function(program, FRONT_END.serialize_vhlo(program.lowered), variables)
         for program in programs
     ]
     holder.parameters = variables.all()
@@ -370,4 +349,4 @@ def _convert_programs(programs: list[_Program]) -> bytes:
         tf.saved_model.save(
             holder, path, signatures=dict(zip(names, holder.functions, strict=True))
         )
-        return _convert_saved_model(path, names)
+        return _convert_saved_model(path, names, custom_calls)
