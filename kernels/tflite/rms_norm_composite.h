@@ -12,13 +12,15 @@ inline constexpr char kRmsNormCompositeName[] = "odml.rms_norm";
 // Whether the node, a STABLEHLO_COMPOSITE, is an odml.rms_norm with inputs
 // x[, weight] that the kernel computes; sets *options if so.
 //
-// The decomposition is what a composite means, so it is read, too: it must
-// normalize over the last dimension with the epsilon of the attributes and
-// multiply by nothing but the weight. (litert-torch's RMSNorm with with_scale
-// hides a second scale as a constant in there.) The interface does not tell
-// which tensor is the decomposition's output: it is taken for the one that no
-// node reads. What is not claimed is no error: the runtime can always run the
-// decomposition.
+// The decomposition defines a composite, so it is read, too: as a whole, it
+// must be one RMSNorm (rms_norm_pattern.h) of the epsilon of the attributes,
+// whose operands have the types and shapes of the composite's. (litert-torch's
+// RMSNorm with with_scale hides a second scale as a constant in there.) The
+// runtime can run the decomposition of a composite that is not claimed.
+//
+// The C interface does not tell the order of a subgraph's inputs. It follows
+// from the shapes, unless x has one dimension: then a composite with a weight
+// is not claimed.
 //
 // To be called from TfLiteDelegate::Prepare.
 bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,

@@ -1,4 +1,4 @@
-"""Runs .tflite models through LiteRT with the plugin as external delegate.
+"""Runs .tflite models through LiteRT with the delegate as external delegate.
 
 By hand: python3 rms_norm_delegate_test.py --delegate=<librms_norm_delegate.so>
 """
@@ -20,7 +20,7 @@ from flatbuffers import flexbuffers
 _DELEGATE = flags.DEFINE_string(
     "delegate",
     os.path.join(os.path.dirname(__file__), "librms_norm_delegate.so"),
-    "Path of the plugin.",
+    "Path of the delegate.",
 )
 
 _OP = schema.BuiltinOperator
@@ -148,18 +148,55 @@ class _Subgraph:
         )
         return y
 
+    def shape(self, index: int) -> list[int]:
+        return list(self.graph.tensors[index].shape)
+
     def binary(self, name: str, x: int, y: int, activation=0) -> int:
-        output = self.like(x)
-        options = getattr(schema, f"{name.capitalize()}OptionsT")()
-        options.fusedActivationFunction = activation
-        self.operator(
-            getattr(_OP, name),
-            [x, y],
-            [output],
-            builtinOptionsType=getattr(_OPTIONS, f"{name.capitalize()}Options"),
-            builtinOptions=options,
+        options = {"fusedActivationFunction": activation} if activation else {}
+        return self.op(name, x, y, **options)
+
+    def op(self, name: str, *inputs, shape=None, dtype=None, **fields) -> int:
+        """Appends a builtin operator; its output has the broadcast shape."""
+        if shape is None:
+            shape = np.broadcast_shapes(*(self.shape(i) for i in inputs))
+        output = self.tensor(shape)
+        tensor = self.graph.tensors[output]
+        tensor.type = (
+            self.graph.tensors[inputs[0]].type
+            if dtype is None
+            else _TENSOR_TYPES[np.dtype(dtype)]
         )
+        prefix = {
+            **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX"), "Reducer"),
+            "EXPAND_DIMS": "ExpandDims",
+            "BROADCAST_TO": "BroadcastTo",
+            "MAXIMUM": "MaximumMinimum",
+            "MINIMUM": "MaximumMinimum",
+        }.get(name, name.capitalize())
+        options = {}
+        if hasattr(schema, f"{prefix}OptionsT"):
+            options["builtinOptionsType"] = getattr(_OPTIONS, f"{prefix}Options")
+            options["builtinOptions"] = getattr(schema, f"{prefix}OptionsT")()
+            for field, value in fields.items():
+                setattr(options["builtinOptions"], field, value)
+        self.operator(getattr(_OP, name), inputs, [output], **options)
         return output
+
+    def reduce(self, name: str, x: int, axes=(-1,), keep_dims=True) -> int:
+        rank = len(self.shape(x))
+        axes = [axis % rank for axis in axes]
+        shape = [1 if i in axes else n for i, n in enumerate(self.shape(x))]
+        if not keep_dims:
+            shape = [n for i, n in enumerate(shape) if i not in axes]
+        constant = self.constant(axes, np.int32)
+        return self.op(name, x, constant, shape=shape, keepDims=keep_dims)
+
+    def reshape(self, x: int, shape) -> int:
+        return self.op("RESHAPE", x, self.constant(shape, np.int32), shape=shape)
+
+    def name_tensor(self, index: int, name: str) -> int:
+        self.graph.tensors[index].name = name.encode()
+        return index
 
 
 class _Model:
@@ -186,7 +223,7 @@ class _Model:
                     builtinCode=builtin,
                     deprecatedBuiltinCode=min(builtin, 127),
                     customCode=code.encode() if isinstance(code, str) else None,
-                    version=1,
+                    version=2 if code == _OP.BROADCAST_TO else 1,
                 )
             )
         return self._codes[code]
@@ -249,9 +286,14 @@ def _run(interpreter, *inputs):
     ]
 
 
-def _num_delegate_nodes(model: _Model) -> int:
-    details = _interpreter(model, xnnpack=False)._get_ops_details()
-    return sum(detail["op_name"] == "DELEGATE" for detail in details)
+def _delegate_nodes(model: _Model, **options) -> list[dict]:
+    delegate = _load_delegate(**options)
+    details = _interpreter(model, delegate=delegate, xnnpack=False)._get_ops_details()
+    return [detail for detail in details if detail["op_name"] == "DELEGATE"]
+
+
+def _num_delegate_nodes(model: _Model, **options) -> int:
+    return len(_delegate_nodes(model, **options))
 
 
 class DelegateTestCase(parameterized.TestCase):
@@ -502,25 +544,544 @@ class DynamicShapeTest(DelegateTestCase):
 
 
 def _decompose(graph: _Subgraph, x, *weight, epsilon=1e-6, axis=-1, extra=(), act=0):
-    """Appends RMSNorm in primitive operators; extra: further factors."""
-    square = graph.binary("MUL", x, x)
-    shape = list(graph.graph.tensors[x].shape)
-    shape[axis] = 1
-    mean = graph.tensor(shape)
-    graph.operator(
-        _OP.MEAN,
-        [square, graph.constant([axis % len(shape)], np.int32)],
-        [mean],
-        builtinOptionsType=_OPTIONS.ReducerOptions,
-        builtinOptions=schema.ReducerOptionsT(keepDims=True),
-    )
-    shifted = graph.binary("ADD", mean, graph.constant(np.float32(epsilon)))
-    inverse = graph.like(mean)
-    graph.operator(_OP.RSQRT, [shifted], [inverse])
-    y = graph.binary("MUL", x, inverse)
+    """Appends a decomposed RMSNorm; extra: further factors."""
+    square = graph.op("MUL", x, x)
+    mean = graph.reduce("MEAN", square, (axis,))
+    shifted = graph.op("ADD", mean, graph.constant(np.float32(epsilon)))
+    y = graph.op("MUL", x, graph.op("RSQRT", shifted))
     for factor in (*extra, *weight):
         y = graph.binary("MUL", y, factor, activation=act)
     return y
+
+
+_EPSILON = 1e-3
+_SHAPE = (2, 3, 16)
+
+# Each returns a mean of squares of x.
+_MEANS = {
+    "mul": lambda g, x: g.reduce("MEAN", g.op("MUL", x, x)),
+    "square": lambda g, x: g.reduce("MEAN", g.op("SQUARE", x)),
+    "pow": lambda g, x: g.reduce("MEAN", g.op("POW", x, g.constant(2.0))),
+    "axis_given_twice": lambda g, x: g.reduce("MEAN", g.op("SQUARE", x), (-1, 2)),
+    "sum_over_size": lambda g, x: g.op(
+        "DIV", g.reduce("SUM", g.op("MUL", x, x)), g.constant(16.0)
+    ),
+    "sum_by_inverse_size": lambda g, x: g.op(
+        "MUL", g.constant(1 / 16), g.reduce("SUM", g.op("MUL", x, x))
+    ),
+    "vector_norm": lambda g, x: g.op(
+        "DIV",
+        g.op("SQUARE", g.op("SQRT", g.reduce("SUM", g.op("MUL", x, x)))),
+        g.constant(16.0),
+    ),
+    "reshaped": lambda g, x: g.reshape(
+        g.reduce("MEAN", g.op("MUL", x, x), keep_dims=False), (2, 3, 1)
+    ),
+    "expanded": lambda g, x: g.op(
+        "EXPAND_DIMS",
+        g.reduce("MEAN", g.op("MUL", x, x), keep_dims=False),
+        g.constant(-1, np.int32),
+        shape=(2, 3, 1),
+    ),
+    "squeezed": lambda g, x: g.reshape(
+        g.op(
+            "SQUEEZE",
+            g.reduce("MEAN", g.op("MUL", x, x)),
+            shape=(2, 3),
+            squeezeDims=[2],
+        ),
+        (2, 3, 1),
+    ),
+}
+# Each returns epsilon.
+_EPSILONS = {
+    "scalar": lambda g: g.constant(np.float32(_EPSILON)),
+    "one_element": lambda g: g.constant(np.float32([[[_EPSILON]]])),
+    "float16": lambda g: g.op(
+        "DEQUANTIZE", g.constant(_EPSILON, np.float16), dtype=np.float32
+    ),
+}
+
+
+def _rsqrt(g, v):
+    return g.op("RSQRT", v)
+
+
+def _power(g, v, exponent):
+    return g.op("POW", v, g.constant(exponent))
+
+
+def _half_weight(g, w):
+    half = g.constant(w, np.float16)
+    return g.op("DEQUANTIZE", half, dtype=np.float32)
+
+
+# Each returns x / sqrt(v) * w for a weight w, given as an array.
+_RESULTS = {
+    "x_inverse_w": lambda g, x, v, w: g.op(
+        "MUL", g.op("MUL", x, _rsqrt(g, v)), g.constant(w)
+    ),
+    "w_first": lambda g, x, v, w: g.op(
+        "MUL", g.constant(w), g.op("MUL", _rsqrt(g, v), x)
+    ),
+    "weighted_inverse": lambda g, x, v, w: g.op(
+        "MUL", x, g.op("MUL", _rsqrt(g, v), g.constant(w))
+    ),
+    "scaled_x": lambda g, x, v, w: g.op(
+        "MUL", g.op("MUL", g.constant(w), x), _rsqrt(g, v)
+    ),
+    "scaled_x_over_rms": lambda g, x, v, w: g.op(
+        "DIV", g.op("MUL", g.constant(w), x), g.op("SQRT", v)
+    ),
+    "w_over_rms": lambda g, x, v, w: g.op(
+        "MUL", x, g.op("DIV", g.constant(w), g.op("SQRT", v))
+    ),
+    "x_over_rms": lambda g, x, v, w: g.op(
+        "MUL", g.op("DIV", x, g.op("SQRT", v)), g.constant(w)
+    ),
+    "x_over_power": lambda g, x, v, w: g.op(
+        "MUL", g.op("DIV", x, _power(g, v, 0.5)), g.constant(w)
+    ),
+    "inverse_power": lambda g, x, v, w: g.op(
+        "MUL", g.op("MUL", x, _power(g, v, -0.5)), g.constant(w)
+    ),
+    "one_over_rms": lambda g, x, v, w: g.op(
+        "MUL",
+        g.op("MUL", x, g.op("DIV", g.constant(1.0), g.op("SQRT", v))),
+        g.constant(w),
+    ),
+    "rms_to_minus_one": lambda g, x, v, w: g.op(
+        "MUL",
+        g.op("MUL", x, _power(g, g.op("SQRT", v), -1.0)),
+        g.constant(w),
+    ),
+    "broadcast_inverse": lambda g, x, v, w: g.op(
+        "MUL",
+        g.op(
+            "MUL",
+            x,
+            g.op(
+                "BROADCAST_TO",
+                _rsqrt(g, v),
+                g.constant(_SHAPE, np.int32),
+                shape=_SHAPE,
+            ),
+        ),
+        g.constant(w),
+    ),
+    "broadcast_weight": lambda g, x, v, w: g.op(
+        "MUL",
+        g.op("MUL", x, _rsqrt(g, v)),
+        g.op(
+            "BROADCAST_TO", g.constant(w), g.constant(_SHAPE, np.int32), shape=_SHAPE
+        ),
+    ),
+    "leading_ones": lambda g, x, v, w: g.op(
+        "MUL", g.op("MUL", x, _rsqrt(g, v)), g.constant(w.reshape(1, 1, 16))
+    ),
+    "float16_weight": lambda g, x, v, w: g.op(
+        "MUL", g.op("MUL", x, _rsqrt(g, v)), _half_weight(g, w)
+    ),
+    "reshaped_float16_weight": lambda g, x, v, w: g.op(
+        "MUL", g.op("MUL", x, _rsqrt(g, v)), g.reshape(_half_weight(g, w), (1, 1, 16))
+    ),
+}
+
+
+def _range_safe(
+    g, x, epsilon, weight=None, *, name=True, c=None, other_c=None, scale=None
+):
+    """Appends RMSNorm in the range-safe form; scale: of another tensor."""
+    c = np.float32(np.sqrt(epsilon)) if c is None else c
+    root = g.constant(c)
+    if name:
+        g.name_tensor(root, f"norm/sqrt_epsilon={epsilon!r}")
+    shift = root if other_c is None else g.constant(np.float32(other_c))
+    m = g.op("MAXIMUM", g.reduce("REDUCE_MAX", g.op("ABS", x)), root)
+    z = g.op("DIV", x, m if scale is None else scale)
+    mean = g.reduce("MEAN", g.op("MUL", z, z))
+    q = g.op("DIV", shift, m)
+    inverse = g.op("RSQRT", g.op("ADD", mean, g.op("MUL", q, q)))
+    y = g.op("MUL", z, inverse)
+    return y if weight is None else g.op("MUL", y, weight)
+
+
+class DecomposedTestCase(DelegateTestCase):
+    """Which operators are RMSNorm, and that the result stays the runtime's."""
+
+    def graph(self, build, *, shape=_SHAPE, dtype=np.float32):
+        """Returns the model of y = build(graph, x)."""
+        model = _Model()
+        graph = model.subgraph()
+        outputs = build(graph, graph.input(shape, dtype))
+        for output in np.atleast_1d(outputs):
+            graph.output(int(output))
+        return model
+
+    def check(self, model, delegated=1, rtol=1e-5, whole=True, **options):
+        """Runs it with the delegate and with the stock runtime."""
+        options = options or {"fuse_decomposed": 1}
+        nodes = _delegate_nodes(model, **options)
+        self.assertLen(nodes, delegated)
+        interpreter = _interpreter(model, delegate=_load_delegate(**options))
+        stock = litert.Interpreter(model_content=model.finish())
+        stock.allocate_tensors()
+        if whole and delegated:
+            outputs = [detail["index"] for detail in stock.get_output_details()]
+            self.assertEqual(list(nodes[-1]["outputs"]), outputs)
+        inputs = [
+            self.normal(*detail["shape"], dtype=detail["dtype"])
+            for detail in stock.get_input_details()
+        ]
+        for y, expected in zip(
+            _run(interpreter, *inputs), _run(stock, *inputs), strict=True
+        ):
+            np.testing.assert_allclose(
+                y.astype(np.float32),
+                expected.astype(np.float32),
+                rtol=rtol,
+                atol=rtol / 10,
+            )
+
+    def weight(self):
+        return self.normal(16).astype(np.float16).astype(np.float32)
+
+
+class DecomposedTest(DecomposedTestCase):
+    @parameterized.parameters(*_MEANS)
+    def test_mean(self, name):
+        def build(g, x):
+            v = g.op("ADD", _MEANS[name](g, x), _EPSILONS["scalar"](g))
+            return _RESULTS["x_inverse_w"](g, x, v, self.weight())
+
+        self.check(self.graph(build))
+
+    @parameterized.parameters(*_EPSILONS)
+    def test_epsilon(self, name):
+        def build(g, x):
+            v = g.op("ADD", _EPSILONS[name](g), _MEANS["mul"](g, x), shape=(2, 3, 1))
+            return _RESULTS["x_inverse_w"](g, x, v, self.weight())
+
+        self.check(self.graph(build))
+
+    @parameterized.parameters(*_RESULTS)
+    def test_result(self, name):
+        def build(g, x):
+            v = g.op("ADD", _MEANS["mul"](g, x), _EPSILONS["scalar"](g))
+            return _RESULTS[name](g, x, v, self.weight())
+
+        self.check(self.graph(build))
+
+    def test_float16_weight_of_two_norms(self):
+        """The DEQUANTIZE stays, since not one norm alone reads it."""
+
+        def build(g, x):
+            weight = _half_weight(g, self.weight())
+            for _ in range(2):
+                x = g.op("MUL", _decompose(g, x), weight)
+            return x
+
+        self.check(self.graph(build))
+
+    def test_weight_of_ones_is_none(self):
+        def build(g, x):
+            y = g.op("MUL", _decompose(g, x), g.constant(np.ones(16)))
+            return g.op("MUL", y, g.constant(self.weight()))
+
+        self.check(self.graph(build))
+
+    def test_runtime_weight(self):
+        def build(g, x):
+            return g.op("MUL", _decompose(g, x), g.input((16,)))
+
+        self.check(self.graph(build))
+
+    @parameterized.parameters(np.float16, ml_dtypes.bfloat16)
+    def test_half_types_computed_in_float32(self, dtype):
+        model = _Model()
+        g = model.subgraph()
+        x = g.input(_SHAPE, dtype)
+        weight = self.weight()
+        y = _decompose(g, g.op("CAST", x, dtype=np.float32), g.constant(weight))
+        g.output(g.op("CAST", y, dtype=dtype))
+        self.assertEqual(_num_delegate_nodes(model, fuse_decomposed=1), 1)
+        value = self.normal(*_SHAPE, dtype=dtype)
+        delegate = _load_delegate(fuse_decomposed=1)
+        (actual,) = _run(_interpreter(model, delegate=delegate), value)
+        self.assert_close(actual, _rms_norm(value, weight))
+
+    def test_cast_between_two_norms(self):
+        """It could be the last node of one and the first one of the other."""
+
+        def build(g, x):
+            x = g.op("CAST", x, dtype=np.float32)
+            half = g.op("CAST", _decompose(g, x), dtype=np.float16)
+            again = g.op("CAST", half, dtype=np.float32)
+            return g.op("CAST", _decompose(g, again), dtype=np.float16)
+
+        model = self.graph(build, dtype=np.float16)
+        options = {"fuse_decomposed": 1}
+        delegated = _interpreter(model, delegate=_load_delegate(**options))
+        x = self.normal(*_SHAPE, dtype=np.float16)
+        (y,) = _run(delegated, x)
+        np.testing.assert_allclose(
+            y.astype(np.float64), _rms_norm(_rms_norm(x)), rtol=4e-3, atol=1e-3
+        )
+
+    def test_off_by_default_and_deprecated_option(self):
+        model = self.graph(_decompose)
+        self.check(model, 0, num_threads=1)
+        self.check(model, fuse_primitives=1)
+
+    @parameterized.named_parameters(
+        ("epsilon_outside", lambda g, x: _with_root(g, x, _add_after_root)),
+        ("maximum", lambda g, x: _with_root(g, x, _clamp("MAXIMUM"))),
+        ("no_epsilon", lambda g, x: _with_root(g, x, lambda g, m: g.op("SQRT", m))),
+        ("epsilon_zero", lambda g, x: _decompose(g, x, epsilon=0.0)),
+        ("epsilon_negative", lambda g, x: _decompose(g, x, epsilon=-1e-9)),
+        ("epsilon_per_row", lambda g, x: _decompose(g, x, epsilon=np.ones((3, 1)))),
+        ("other_axis", lambda g, x: _decompose(g, x, axis=1)),
+        ("activation", lambda g, x: _with_mean(g, x, fusedActivationFunction=1)),
+        (
+            "both_axes",
+            lambda g, x: _with_mean(g, g.reduce("MEAN", g.op("MUL", x, x), (1, 2)), x),
+        ),
+        (
+            "other_size",
+            lambda g, x: _with_mean(
+                g,
+                g.op("DIV", g.reduce("SUM", g.op("MUL", x, x)), g.constant(15.0)),
+                x,
+            ),
+        ),
+        (
+            "other_x",
+            lambda g, x: _with_mean(
+                g, g.reduce("MEAN", g.op("MUL", g.op("ABS", x), x)), x
+            ),
+        ),
+        (
+            "rows_in_other_places",
+            lambda g, x: _with_mean(
+                g,
+                g.reshape(g.reduce("MEAN", g.op("MUL", x, x)), (3, 2, 1)),
+                g.reshape(x, (3, 2, 16)),
+            ),
+        ),
+        (
+            "a_gain_is_not_a_weight",
+            lambda g, x: g.op("MUL", x, _gained_inverse(g, x)),
+        ),
+    )
+    def test_is_not_an_rms_norm(self, build):
+        self.check(self.graph(build), 0)
+
+    @parameterized.parameters("MUL", "MEAN", "ADD", "RSQRT")
+    def test_intermediate_is_an_output(self, name):
+        def build(g, x):
+            y = _decompose(g, x)
+            codes = ["MUL", "MEAN", "ADD", "RSQRT"]
+            return [y, g.graph.operators[codes.index(name)].outputs[0]]
+
+        self.check(self.graph(build), 0)
+
+    def test_norm_without_its_weight_is_an_output(self):
+        def build(g, x):
+            y = _decompose(g, x)
+            return [y, g.op("MUL", y, g.constant(self.weight()))]
+
+        self.check(self.graph(build), whole=False)
+
+    def test_shapes_of_the_file_are_not_believed(self):
+        """The runtime computes [3, 3] for the mean, along another axis of x."""
+
+        def build(g, x):
+            mean = g.reduce("MEAN", g.op("MUL", x, x), keep_dims=True)
+            g.graph.operators[-1].builtinOptions.keepDims = False
+            return _with_mean(g, mean, x)
+
+        model = self.graph(build, shape=(3, 3, 3))
+        self.check(model, 0)
+
+    def test_another_rank_than_in_the_file(self):
+        model = _Model()
+        g = model.subgraph()
+        x = g.input((2, 3, 16))
+        g.output(_decompose(g, x))
+        interpreter = _interpreter(model, delegate=_load_delegate(fuse_decomposed=1))
+        interpreter.resize_tensor_input(0, (1, 2, 3, 16))
+        with self.assertRaisesRegex(RuntimeError, "x must have 3 dimensions"):
+            interpreter.allocate_tensors()
+
+
+def _with_mean(g, mean, x=None, **options):
+    """Appends x * rsqrt(mean + epsilon); without x, of a whole norm of mean."""
+    if x is None:
+        mean, x = g.reduce("MEAN", g.op("MUL", mean, mean)), mean
+    shifted = g.op("ADD", mean, g.constant(np.float32(_EPSILON)), **options)
+    return g.op("MUL", x, g.op("RSQRT", shifted))
+
+
+def _with_root(g, x, root):
+    """Appends x / root(mean(x²))."""
+    return g.op("DIV", x, root(g, g.reduce("MEAN", g.op("MUL", x, x))))
+
+
+def _add_after_root(g, mean):
+    return g.op("ADD", g.op("SQRT", mean), g.constant(np.float32(_EPSILON)))
+
+
+def _clamp(name):
+    return lambda g, mean: g.op(
+        "SQRT", g.op(name, mean, g.constant(np.float32(_EPSILON)))
+    )
+
+
+def _gained_inverse(g, x):
+    mean = g.reduce("MEAN", g.op("MUL", x, x))
+    shifted = g.op("ADD", mean, g.constant(np.float32(_EPSILON)))
+    return g.op("MUL", g.op("RSQRT", shifted), g.constant(2.0))
+
+
+class RangeSafeTest(DecomposedTestCase):
+    """The range-safe form needs no option."""
+
+    def values(self, model, value):
+        (y,) = _run(_interpreter(model), value)
+        return y
+
+    @parameterized.product(epsilon=(1e-6, 1e-5, 0.3, 1.0), weight=(False, True))
+    def test_is_claimed(self, epsilon, weight):
+        def build(g, x):
+            w = (g.constant(self.weight()),) if weight else ()
+            return _range_safe(g, x, epsilon, *w)
+
+        self.check(self.graph(build), num_threads=1)
+
+    def test_rows_that_overflow(self):
+        weight = self.weight()
+        model = self.graph(lambda g, x: _range_safe(g, x, 1e-6, g.constant(weight)))
+        x = self.normal(*_SHAPE) * np.float32(1e37)
+        self.assert_close(self.values(model, x), _rms_norm(x, weight))
+
+    @parameterized.parameters(
+        (1e-6, "norm/sqrt_epsilon=1e-06", 1e-6),
+        # Another number than that of the constant, or none.
+        (0.5, "norm/sqrt_epsilon=0.25", float(np.float32(np.sqrt(0.5))) ** 2),
+        (0.5, "norm/sqrt_epsilon=0,5", float(np.float32(np.sqrt(0.5))) ** 2),
+        (0.5, "sqrt_epsilon", float(np.float32(np.sqrt(0.5))) ** 2),
+    )
+    def test_epsilon(self, epsilon, name, expected):
+        model = _Model()
+        g = model.subgraph()
+        x = g.input((1, 16))
+        root = g.name_tensor(g.constant(np.float32(np.sqrt(epsilon))), name)
+        m = g.op("MAXIMUM", g.reduce("REDUCE_MAX", g.op("ABS", x)), root)
+        z, q = g.op("DIV", x, m), g.op("DIV", root, m)
+        mean = g.reduce("MEAN", g.op("MUL", z, z))
+        shifted = g.op("ADD", mean, g.op("MUL", q, q))
+        g.output(g.op("MUL", z, g.op("RSQRT", shifted)))
+        self.assertEqual(_num_delegate_nodes(model), 1)
+        value = np.full((1, 16), 1e-4, np.float32)
+        self.assert_close(self.values(model, value), _rms_norm(value, None, expected))
+
+    def test_by_reciprocals(self):
+        def build(g, x):
+            root = g.constant(np.float32(np.sqrt(_EPSILON)))
+            m = g.op("MAXIMUM", root, g.reduce("REDUCE_MAX", g.op("ABS", x)))
+            inverse = g.op("DIV", g.constant(1.0), m)
+            z, q = g.op("MUL", inverse, x), g.op("MUL", root, inverse)
+            mean = g.reduce("MEAN", g.op("SQUARE", z))
+            rms = g.op("SQRT", g.op("ADD", g.op("SQUARE", q), mean))
+            return g.op("DIV", z, rms)
+
+        self.check(self.graph(build), num_threads=1)
+
+    def test_half_types(self):
+        model = _Model()
+        g = model.subgraph()
+        x = g.input(_SHAPE, np.float16)
+        y = _range_safe(g, g.op("CAST", x, dtype=np.float32), 1e-6)
+        g.output(g.op("CAST", y, dtype=np.float16))
+        self.assertEqual(_num_delegate_nodes(model), 1)
+        value = self.normal(*_SHAPE, dtype=np.float16) * np.float16(1000)
+        self.assert_close(self.values(model, value), _rms_norm(value))
+
+    @parameterized.named_parameters(
+        ("other_c", lambda g, x: _range_safe(g, x, 1e-2, other_c=0.11)),
+        (
+            "other_scale",
+            lambda g, x: _range_safe(
+                g,
+                x,
+                1e-2,
+                scale=g.op(
+                    "MAXIMUM",
+                    g.reduce("REDUCE_MAX", g.op("ABS", x)),
+                    g.constant(np.float32(0.2)),
+                ),
+            ),
+        ),
+        (
+            "other_x",
+            lambda g, x: g.op(
+                "MUL", x, _range_safe(g, g.op("MUL", x, g.constant(2.0)), 1e-2)
+            ),
+            True,
+        ),
+    )
+    def test_is_not_range_safe_rms_norm(self, build, claimed=False):
+        model = self.graph(build)
+        self.assertEqual(_num_delegate_nodes(model), claimed)
+        stock = litert.Interpreter(model_content=model.finish())
+        stock.allocate_tensors()
+        value = self.normal(*_SHAPE)
+        np.testing.assert_allclose(
+            self.values(model, value), _run(stock, value)[0], rtol=1e-5, atol=1e-6
+        )
+
+    def test_scale_is_an_output(self):
+        def build(g, x):
+            y = _range_safe(g, x, 1e-6)
+            return [y, g.graph.operators[2].outputs[0]]
+
+        self.assertEqual(_num_delegate_nodes(self.graph(build)), 0)
+
+
+class MlDriftTest(DelegateTestCase):
+    """CUSTOM custom_call.RmsNorm, which LiteRT's GPU backend runs as well."""
+
+    def model(self, *weight, options=None):
+        model = _Model()
+        g = model.subgraph()
+        x = g.input((4, 8))
+        y = g.like(x)
+        options = flexbuffers.Dumps(options or {"epsilon": 0.25})
+        g.operator(
+            "custom_call.RmsNorm",
+            [x, *(g.constant(w) for w in weight)],
+            [y],
+            customOptions=np.frombuffer(bytes(options), np.uint8),
+        )
+        g.output(y)
+        return model
+
+    @parameterized.parameters(0, 1)
+    def test_runs(self, num_weights):
+        weight = [self.normal(8)][:num_weights]
+        x = self.normal(4, 8)
+        (y,) = _run(_interpreter(self.model(*weight)), x)
+        self.assert_close(y, _rms_norm(x, *(weight or [None]), 0.25))
+
+    def test_weight_of_another_rank(self):
+        message = r"custom_call.RmsNorm: weight must have shape \[8\].*got \[1, 8\]"
+        with self.assertRaisesRegex(RuntimeError, message):
+            _interpreter(self.model(np.ones((1, 8))))
+
+    def test_other_options(self):
+        message = 'custom_call.RmsNorm: unknown option "axis"'
+        with self.assertRaisesRegex(RuntimeError, message):
+            _interpreter(self.model(options={"axis": 1, "epsilon": 0.25}))
 
 
 class CompositeTest(DelegateTestCase):
@@ -582,6 +1143,210 @@ class CompositeTest(DelegateTestCase):
         model = self.model(**changes)
         self.assertEqual(_num_delegate_nodes(model), 0)
         self.assert_same_as_runtime(model)
+
+    def around(
+        self,
+        build,
+        shape=(2, 3, 16),
+        inner=None,
+        weight=False,
+        dtype=np.float32,
+        inner_dtype=None,
+        signature=None,
+        y_shape=None,
+        decomposition_first=False,
+    ):
+        """Returns x -> composite -> y; build(graph, x[, weight]) decomposes it."""
+        model = _Model()
+        graph = model.subgraph()
+        weights = [graph.constant(self.normal(16))] if weight else []
+        x = graph.input(shape, dtype, signature=signature)
+        y = graph.tensor(y_shape, dtype) if y_shape else None
+        graph.output(
+            graph.composite(
+                x, *weights, decomposition=1, attributes={"epsilon": _EPSILON}, y=y
+            )
+        )
+        inside = model.subgraph("odml.rms_norm.impl")
+        x = inside.input(inner or shape, inner_dtype or dtype, signature=signature)
+        weights = [inside.input((16,))] if weight else []
+        inside.output(build(inside, x, *weights))
+        return model
+
+    @parameterized.parameters(*_MEANS)
+    def test_mean(self, name):
+        def build(g, x, w):
+            v = g.op("ADD", _MEANS[name](g, x), _EPSILONS["scalar"](g))
+            return g.op("MUL", w, g.op("MUL", x, _rsqrt(g, v)))
+
+        model = self.around(build, weight=True)
+        self.assertEqual(_num_delegate_nodes(model), 1)
+        self.assert_same_as_runtime(model)
+
+    @parameterized.parameters(*_EPSILONS)
+    def test_root_and_epsilon(self, name):
+        for root in (
+            lambda g, x, v: g.op("MUL", _power(g, v, -0.5), x),
+            lambda g, x, v: g.op("DIV", x, _power(g, v, 0.5)),
+            lambda g, x, v: g.op(
+                "MUL", x, g.op("DIV", g.constant(1.0), g.op("SQRT", v))
+            ),
+        ):
+
+            def build(g, x, w, root=root):
+                epsilon = _EPSILONS[name](g)
+                v = g.op("ADD", epsilon, _MEANS["mul"](g, x), shape=(2, 3, 1))
+                leading_ones = g.reshape(w, (1, 1, 16))
+                return g.op("MUL", leading_ones, root(g, x, v))
+
+            # 1e-3 in float16 is further from the attribute than a rounding.
+            claimed = name != "float16"
+            model = self.around(build, weight=True)
+            self.assertEqual(_num_delegate_nodes(model), claimed)
+            self.assert_same_as_runtime(model)
+
+    @parameterized.parameters(False, True)
+    def test_range_safe_decomposition(self, weight):
+        model = self.around(
+            lambda g, x, *w: _range_safe(g, x, _EPSILON, *w), weight=weight
+        )
+        self.assertEqual(_num_delegate_nodes(model), 1)
+        self.assert_same_as_runtime(model)
+
+    def test_decomposition_before_the_composite(self):
+        """The delegate has replaced its operators when it sees the composite."""
+        model = _Model()
+        inside = model.subgraph("odml.rms_norm.impl")
+        x, w = inside.input((2, 16)), inside.input((16,))
+        inside.output(_range_safe(inside, x, _EPSILON, w))
+        graph = model.subgraph("main")
+        x = graph.input((2, 16))
+        weight = self.normal(16)
+        y = graph.composite(
+            x,
+            graph.constant(weight),
+            decomposition=0,
+            attributes={"epsilon": _EPSILON},
+        )
+        graph.output(graph.op("ADD", y, y))
+        model.signature(1)
+        interpreter = _interpreter(model, xnnpack=False)
+        value = self.normal(2, 16)
+        y = interpreter.get_signature_runner("main")(x0=value)["y0"]
+        self.assert_close(y, 2 * _rms_norm(value, weight, _EPSILON))
+        # The name in the message is that of the operator that has run.
+        with self.assertRaisesRegex(RuntimeError, "odml.rms_norm: x must have 2"):
+            interpreter.get_signature_runner("main")(x0=value[None])
+
+    def test_without_weight_around_a_constant_of_ones(self):
+        model = self.around(
+            lambda g, x: g.op(
+                "MUL", _decompose(g, x, epsilon=_EPSILON), g.constant(np.ones(16))
+            )
+        )
+        self.assertEqual(_num_delegate_nodes(model), 1)
+        self.assert_same_as_runtime(model)
+
+    def test_dynamic_rows(self):
+        model = self.around(
+            lambda g, x: _decompose(g, x, epsilon=_EPSILON),
+            shape=(1, 16),
+            signature=[-1, 16],
+        )
+        interpreter = _interpreter(model)
+        interpreter.resize_tensor_input(0, (4, 16))
+        interpreter.allocate_tensors()
+        x = self.normal(4, 16)
+        (y,) = _run(interpreter, x)
+        self.assert_close(y, _rms_norm(x, None, _EPSILON))
+
+    @parameterized.named_parameters(
+        (
+            "other_rank",
+            {"shape": (1, 2, 3, 16), "inner": (2, 3, 16)},
+            lambda g, x: _decompose(g, x, epsilon=_EPSILON, axis=2),
+        ),
+        (
+            "all_axes_of_a_placeholder",
+            {"shape": (1, 16), "signature": [-1, 16]},
+            lambda g, x: _with_mean(g, g.reduce("MEAN", g.op("MUL", x, x), (0, 1)), x),
+        ),
+        ("other_shape", {"shape": (2, 8), "inner": (2, 16)}, None),
+        ("other_rows", {"shape": (3, 16), "inner": (2, 16)}, None),
+        ("shape_of_y", {"y_shape": (1, 2, 3, 16)}, None),
+        ("other_type", {"dtype": np.int32, "inner_dtype": np.float32}, None),
+        (
+            "further_operator",
+            {},
+            lambda g, x: g.op("ABS", _decompose(g, x, epsilon=_EPSILON)),
+        ),
+        (
+            "epsilon_outside_the_root",
+            {},
+            lambda g, x: _with_root(g, x, _add_after_root),
+        ),
+        (
+            "int8_inside",
+            {},
+            lambda g, x: g.op(
+                "CAST",
+                g.op("CAST", _decompose(g, x, epsilon=_EPSILON), dtype=np.int8),
+                dtype=np.float32,
+            ),
+        ),
+    )
+    def test_is_not_the_norm_of_its_operands(self, around, build):
+        if build is None:
+
+            def build(g, x):
+                return _decompose(g, x, epsilon=_EPSILON)
+
+        model = self.around(build, **around)
+        # Whether the runtime can run it, does not matter here.
+        interpreter = litert.Interpreter(
+            model_content=model.finish(),
+            experimental_delegates=[_load_delegate()],
+            experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        names = [detail["op_name"] for detail in interpreter._get_ops_details()]
+        self.assertEqual(names, ["STABLEHLO_COMPOSITE"])
+
+    def test_output_is_read_inside(self):
+        """The norm is the output; that of another operator is not."""
+
+        def build(g, x, w):
+            y = _decompose(g, x, epsilon=_EPSILON)
+            g.op("MUL", y, w)
+            return y
+
+        model = self.around(build, weight=True)
+        self.assertEqual(_num_delegate_nodes(model), 0)
+        self.assert_same_as_runtime(model)
+
+    def test_which_input_is_x_cannot_be_told(self):
+        def build(g, x, w):
+            return _decompose(g, x, w, epsilon=_EPSILON)
+
+        model = self.around(build, shape=(16,), weight=True)
+        self.assertEqual(_num_delegate_nodes(model), 0)
+        self.assert_same_as_runtime(model)
+
+    def test_composite_of_itself(self):
+        """The runtime runs into itself when it allocates, so that comes after."""
+        model = _Model()
+        graph = model.subgraph()
+        graph.output(
+            graph.composite(
+                graph.input((2, 16)), decomposition=0, attributes={"epsilon": 1e-3}
+            )
+        )
+        interpreter = litert.Interpreter(
+            model_content=model.finish(),
+            experimental_delegates=[_load_delegate()],
+            experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        names = [detail["op_name"] for detail in interpreter._get_ops_details()]
+        self.assertEqual(names, ["STABLEHLO_COMPOSITE"])
 
     def test_statistic_of_other_rows(self):
         """Every row divided by the rms of every row, as a reshape makes of it."""

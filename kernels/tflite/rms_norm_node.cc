@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdlib>
+#include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
 
+#include "kernels/rms_norm/element_types.h"
 #include "kernels/rms_norm/thread_pool.h"
+#include "kernels/tflite/int_array.h"
 
 namespace ai_edge_rms_norm {
 namespace {
@@ -25,15 +28,6 @@ bool SameShape(const TfLiteIntArray* a, const TfLiteIntArray* b) {
 }
 
 }  // namespace
-
-TfLiteIntArray* NewIntArray(const int* data, int size) {
-  auto* array = static_cast<TfLiteIntArray*>(
-      std::malloc(sizeof(TfLiteIntArray) + size * sizeof(int)));
-  if (array == nullptr) return nullptr;
-  array->size = size;
-  std::copy(data, data + size, array->data);
-  return array;
-}
 
 bool ToElementType(TfLiteType type, ElementType* element_type) {
   switch (type) {
@@ -76,13 +70,27 @@ std::string TypeName(TfLiteType type) {
   }
 }
 
-RmsNormNode::RmsNormNode(RmsNormOp op, const RmsNormOptions& options)
-    : op_(op) {
+float WidenElement(const void* element, ElementType type) {
+  if (type == ElementType::kFloat32) {
+    float value;
+    std::memcpy(&value, element, sizeof(value));
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, element, sizeof(bits));
+  return type == ElementType::kFloat16 ? ToFloat(Float16{bits})
+                                       : ToFloat(BFloat16{bits});
+}
+
+RmsNormNode::RmsNormNode(RmsNormOp op, const char* name,
+                         const RmsNormOptions& options)
+    : op_(op), name_(name) {
   params_.epsilon = options.epsilon;
 }
 
-const char* RmsNormNode::name() const {
-  return op_ == RmsNormOp::kRmsNorm ? kRmsNormName : kAddRmsNormName;
+void RmsNormNode::SetDecomposed(int rank, int hidden_size) {
+  decomposed_rank_ = rank;
+  decomposed_hidden_size_ = hidden_size;
 }
 
 TfLiteStatus RmsNormNode::Error(TfLiteContext* context,
@@ -151,9 +159,9 @@ TfLiteStatus RmsNormNode::PrepareOutput(TfLiteContext* context, int index,
     return Error(context, std::string(operand) + " is a constant tensor");
   }
   if (SameShape(output.dims, x.dims)) return kTfLiteOk;
-  TfLiteIntArray* shape = NewIntArray(x.dims->data, x.dims->size);
+  IntArray shape = NewIntArray(x.dims->data, x.dims->size);
   if (shape == nullptr) return Error(context, "out of memory");
-  return context->ResizeTensor(context, &output, shape);
+  return context->ResizeTensor(context, &output, shape.release());
 }
 
 std::size_t RmsNormNode::Bytes(int index) const {
@@ -187,17 +195,7 @@ TfLiteStatus RmsNormNode::WrongBytes(TfLiteContext* context, int index,
                             std::to_string(tensor.bytes));
 }
 
-TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
-  const bool add = op_ == RmsNormOp::kAddRmsNorm;
-  if (CheckIndex(context, x_, "x") != kTfLiteOk ||
-      CheckIndex(context, y_, "y") != kTfLiteOk ||
-      (add && (CheckIndex(context, residual_, "residual") != kTfLiteOk ||
-               CheckIndex(context, sum_, "sum") != kTfLiteOk)) ||
-      (weight_ != kTfLiteOptionalTensor &&
-       CheckIndex(context, weight_, "weight") != kTfLiteOk)) {
-    return kTfLiteError;
-  }
-
+TfLiteStatus RmsNormNode::PrepareX(TfLiteContext* context) {
   const TfLiteTensor& x = context->tensors[x_];
   if (!ToElementType(x.type, &params_.type)) {
     return Error(context, "x must be float32, float16 or bfloat16, got " +
@@ -210,52 +208,101 @@ TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
     return Error(context, "x must have at least one dimension, got shape " +
                               ShapeName(x.dims));
   }
-  params_.hidden_size = static_cast<std::size_t>(x.dims->data[rank - 1]);
+  const int hidden_size = x.dims->data[rank - 1];
+  if (decomposed_rank_ > 0 && (rank != decomposed_rank_ ||
+                               hidden_size != decomposed_hidden_size_)) {
+    return Error(context,
+                 "x must have " + std::to_string(decomposed_rank_) +
+                     " dimensions, the last one of size " +
+                     std::to_string(decomposed_hidden_size_) +
+                     ", as in the decomposed RMSNorm, got shape " +
+                     ShapeName(x.dims));
+  }
+  params_.hidden_size = static_cast<std::size_t>(hidden_size);
   params_.rows = 1;
   for (int i = 0; i < rank - 1; ++i) {
     params_.rows *= static_cast<std::size_t>(x.dims->data[i]);
   }
-  if (CheckStorage(context, x_, "x") != kTfLiteOk) return kTfLiteError;
+  return CheckStorage(context, x_, "x");
+}
 
-  if (add) {
-    const TfLiteTensor& residual = context->tensors[residual_];
-    if (residual.type != x.type || !SameShape(residual.dims, x.dims)) {
-      return Error(context, "residual must have the type and shape of x, " +
-                                TypeName(x.type) + " " + ShapeName(x.dims) +
-                                ", got " + TypeName(residual.type) + " " +
-                                ShapeName(residual.dims));
-    }
-    if (CheckStorage(context, residual_, "residual") != kTfLiteOk) {
-      return kTfLiteError;
-    }
+TfLiteStatus RmsNormNode::PrepareResidual(TfLiteContext* context) const {
+  const TfLiteTensor& x = context->tensors[x_];
+  const TfLiteTensor& residual = context->tensors[residual_];
+  if (residual.type != x.type || !SameShape(residual.dims, x.dims)) {
+    return Error(context, "residual must have the type and shape of x, " +
+                              TypeName(x.type) + " " + ShapeName(x.dims) +
+                              ", got " + TypeName(residual.type) + " " +
+                              ShapeName(residual.dims));
   }
-  if (weight_ != kTfLiteOptionalTensor) {
-    const TfLiteTensor& weight = context->tensors[weight_];
-    if (weight.type != x.type && weight.type != kTfLiteFloat32) {
-      return Error(context, "weight must be float32 or of x's type, " +
-                                TypeName(x.type) + ", got " +
-                                TypeName(weight.type));
-    }
-    ToElementType(weight.type, &params_.weight_type);
-    const int weight_rank = weight.dims->size;
-    const bool has_rank =
-        weight_rank == 1 ||
-        (leading_ones_of_weight_ && weight_rank > 1 &&
-         std::all_of(weight.dims->data, weight.dims->data + weight_rank - 1,
-                     [](int dim) { return dim == 1; }));
-    if (!has_rank ||
-        weight.dims->data[weight_rank - 1] != x.dims->data[rank - 1]) {
-      return Error(context, "weight must have shape [" +
-                                std::to_string(params_.hidden_size) +
-                                "], the last dimension of x " +
-                                ShapeName(x.dims) + ", got " +
-                                ShapeName(weight.dims));
-    }
-    if (CheckStorage(context, weight_, "weight") != kTfLiteOk) {
-      return kTfLiteError;
-    }
+  return CheckStorage(context, residual_, "residual");
+}
+
+bool RmsNormNode::IsShapeOfWeight(const TfLiteIntArray* shape,
+                                  int hidden_size) const {
+  const int rank = shape->size;
+  const bool has_rank =
+      rank == 1 || (decomposed_rank_ > 0 && rank > 1 &&
+                    std::all_of(shape->data, shape->data + rank - 1,
+                                [](int dim) { return dim == 1; }));
+  return has_rank && shape->data[rank - 1] == hidden_size;
+}
+
+bool RmsNormNode::IsWidened(const TfLiteTensor& weight) const {
+  ElementType type;
+  return decomposed_rank_ > 0 && weight.allocation_type == kTfLiteMmapRo &&
+         params_.type == ElementType::kFloat32 &&
+         ToElementType(weight.type, &type) && type != ElementType::kFloat32;
+}
+
+TfLiteStatus RmsNormNode::PrepareWeight(TfLiteContext* context) {
+  const TfLiteTensor& x = context->tensors[x_];
+  const TfLiteTensor& weight = context->tensors[weight_];
+  const bool widened = IsWidened(weight);
+  if (weight.type != x.type && weight.type != kTfLiteFloat32 && !widened) {
+    return Error(context, "weight must be float32 or of x's type, " +
+                              TypeName(x.type) + ", got " +
+                              TypeName(weight.type));
   }
-  if (add && PrepareOutput(context, sum_, "sum") != kTfLiteOk) {
+  ToElementType(weight.type, &params_.weight_type);
+  if (!IsShapeOfWeight(weight.dims, x.dims->data[x.dims->size - 1])) {
+    return Error(context, "weight must have shape [" +
+                              std::to_string(params_.hidden_size) +
+                              "], the last dimension of x " +
+                              ShapeName(x.dims) + ", got " +
+                              ShapeName(weight.dims));
+  }
+  if (CheckStorage(context, weight_, "weight") != kTfLiteOk) {
+    return kTfLiteError;
+  }
+  if (!widened) return kTfLiteOk;
+  const ElementType stored = params_.weight_type;
+  params_.weight_type = ElementType::kFloat32;
+  if (weight.data == nullptr || weight.bytes == 0) {
+    return Error(context, "weight has no data");
+  }
+  widened_weight_.resize(params_.hidden_size);
+  const auto* data = static_cast<const uint8_t*>(weight.data);
+  for (std::size_t i = 0; i < widened_weight_.size(); ++i) {
+    widened_weight_[i] = WidenElement(data + i * SizeOf(stored), stored);
+  }
+  return kTfLiteOk;
+}
+
+TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
+  const bool add = op_ == RmsNormOp::kAddRmsNorm;
+  const bool has_weight = weight_ != kTfLiteOptionalTensor;
+  if (CheckIndex(context, x_, "x") != kTfLiteOk ||
+      CheckIndex(context, y_, "y") != kTfLiteOk ||
+      (add && (CheckIndex(context, residual_, "residual") != kTfLiteOk ||
+               CheckIndex(context, sum_, "sum") != kTfLiteOk)) ||
+      (has_weight && CheckIndex(context, weight_, "weight") != kTfLiteOk)) {
+    return kTfLiteError;
+  }
+  if (PrepareX(context) != kTfLiteOk ||
+      (add && PrepareResidual(context) != kTfLiteOk) ||
+      (has_weight && PrepareWeight(context) != kTfLiteOk) ||
+      (add && PrepareOutput(context, sum_, "sum") != kTfLiteOk)) {
     return kTfLiteError;
   }
   return PrepareOutput(context, y_, "y");
@@ -268,7 +315,8 @@ TfLiteStatus RmsNormNode::NotReady(TfLiteContext* context) const {
                                                   {"sum", sum_},
                                                   {"y", y_}};
   for (const auto& [operand, index] : operands) {
-    if (index == kTfLiteOptionalTensor) continue;
+    const bool widened = index == weight_ && !widened_weight_.empty();
+    if (index == kTfLiteOptionalTensor || widened) continue;
     if (context->tensors[index].data == nullptr) {
       return Error(context, std::string(operand) +
                                 " has no data; were the tensors allocated?");
@@ -292,7 +340,9 @@ TfLiteStatus RmsNormNode::Invoke(TfLiteContext* context,
   const TfLiteTensor& y = tensors[y_];
   bool ready = is_ready(x) && is_ready(y);
   const void* weight = nullptr;
-  if (weight_ != kTfLiteOptionalTensor) {
+  if (!widened_weight_.empty()) {
+    weight = widened_weight_.data();
+  } else if (weight_ != kTfLiteOptionalTensor) {
     weight = tensors[weight_].data;
     ready &= weight != nullptr && tensors[weight_].bytes == Bytes(weight_);
   }

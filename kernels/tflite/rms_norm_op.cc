@@ -35,12 +35,16 @@ struct OpData {
   std::shared_ptr<ThreadPool> pool;
 };
 
+constexpr const char* NameOf(RmsNormOp op) {
+  return op == RmsNormOp::kRmsNorm ? kRmsNormName : kAddRmsNormName;
+}
+
 template <RmsNormOp op>
 void* Init(TfLiteContext* context, const char* buffer, std::size_t length) {
   RmsNormOptions options;
   const std::string error = ParseRmsNormOptions(buffer, length, &options);
   auto data = std::make_unique<OpData>();
-  data->node = RmsNormNode(op, options);
+  data->node = RmsNormNode(op, NameOf(op), options);
   if (!error.empty()) {
     context->ReportError(context, "%s: %s", data->node.name(), error.c_str());
     return nullptr;
@@ -69,14 +73,14 @@ TfLiteStatus Invoke(TfLiteContext* context, TfLiteNode* node) {
 }
 
 template <RmsNormOp op>
-TfLiteRegistration MakeRegistration(const char* name) {
+TfLiteRegistration MakeRegistration() {
   TfLiteRegistration registration{};
   registration.init = Init<op>;
   registration.free = Free;
   registration.prepare = Prepare;
   registration.invoke = Invoke;
   registration.builtin_code = kTfLiteBuiltinCustom;
-  registration.custom_name = name;
+  registration.custom_name = NameOf(op);
   registration.version = 1;
   return registration;
 }
@@ -85,13 +89,13 @@ TfLiteRegistration MakeRegistration(const char* name) {
 
 TfLiteRegistration* Register_RMS_NORM() {
   static TfLiteRegistration registration =
-      MakeRegistration<RmsNormOp::kRmsNorm>(kRmsNormName);
+      MakeRegistration<RmsNormOp::kRmsNorm>();
   return &registration;
 }
 
 TfLiteRegistration* Register_ADD_RMS_NORM() {
   static TfLiteRegistration registration =
-      MakeRegistration<RmsNormOp::kAddRmsNorm>(kAddRmsNormName);
+      MakeRegistration<RmsNormOp::kAddRmsNorm>();
   return &registration;
 }
 

@@ -18,7 +18,7 @@
 #include "flatbuffers/flexbuffers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/tflite/rms_norm_node.h"
+#include "kernels/tflite/int_array.h"
 #include "kernels/tflite/tflite_c_api.h"
 
 namespace ai_edge_rms_norm {
@@ -57,7 +57,7 @@ class FakeContext : public TfLiteContext {
                 const std::vector<float>& values = {}) {
     TfLiteTensor& tensor = tensors_.emplace_back();
     tensor.type = type;
-    tensor.dims = NewIntArray(shape.data(), static_cast<int>(shape.size()));
+    tensor.dims = NewIntArray(shape.data(), shape.size()).release();
     tensor.allocation_type = kTfLiteArenaRw;
     tensors = tensors_.data();
     tensors_size = tensors_.size();
@@ -119,8 +119,8 @@ class Node {
        const Shape& inputs, const Shape& outputs,
        const std::vector<uint8_t>& options = Options(1e-6))
       : context_(context), registration_(registration) {
-    node_.inputs = NewIntArray(inputs.data(), inputs.size());
-    node_.outputs = NewIntArray(outputs.data(), outputs.size());
+    node_.inputs = NewIntArray(inputs.data(), inputs.size()).release();
+    node_.outputs = NewIntArray(outputs.data(), outputs.size()).release();
     node_.user_data = registration->init(
         context, reinterpret_cast<const char*>(options.data()), options.size());
   }
@@ -211,7 +211,7 @@ TEST(RmsNormOpTest, ResizesOnlyWhenTheShapeChanges) {
   EXPECT_EQ(context.num_resizes, 0);
   const Shape shape = {3, 1, 8};
   context.ResizeTensor(&context, &context.tensors[x],
-                       NewIntArray(shape.data(), 3));
+                       NewIntArray(shape.data(), 3).release());
   ASSERT_EQ(node.Prepare(), kTfLiteOk);
   EXPECT_EQ(context.num_resizes, 2);
   EXPECT_THAT(context.shape(y), ElementsAreArray(shape));

@@ -4,22 +4,211 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <vector>
-
-#include "flatbuffers/flexbuffers.h"
+#include <optional>
 
 namespace ai_edge_rms_norm {
 namespace {
 
-std::string TypeName(const flexbuffers::Reference& value) {
-  if (value.IsNull()) return "null";
-  if (value.IsBool()) return "a bool";
-  if (value.IsNumeric()) return "a number";
-  if (value.IsString() || value.IsKey()) return "a string";
-  if (value.IsBlob()) return "a blob";
-  if (value.IsMap()) return "a map";
-  if (value.IsAnyVector()) return "a vector";
-  return "a value of type " + std::to_string(value.GetType());
+constexpr char kEpsilon[] = "epsilon";
+
+// Types of FlexBuffers.
+enum FlexType : unsigned {
+  kNull = 0,
+  kInt = 1,
+  kUInt = 2,
+  kFloat = 3,
+  kKey = 4,
+  kString = 5,
+  kIndirectInt = 6,
+  kIndirectUInt = 7,
+  kIndirectFloat = 8,
+  kMap = 9,
+  kVector = 10,
+  kLastFixedTypedVector = 24,
+  kBlob = 25,
+  kBool = 26,
+  kBoolVector = 36,
+};
+
+// A type and the width of what it describes, in bytes.
+struct PackedType {
+  explicit PackedType(uint8_t packed)
+      : type(packed >> 2), width(size_t{1} << (packed & 3)) {}
+  unsigned type;
+  size_t width;
+};
+
+std::string TypeName(unsigned type) {
+  switch (type) {
+    case kNull:
+      return "null";
+    case kBool:
+      return "a bool";
+    case kInt:
+    case kUInt:
+    case kFloat:
+    case kIndirectInt:
+    case kIndirectUInt:
+    case kIndirectFloat:
+      return "a number";
+    case kKey:
+    case kString:
+      return "a string";
+    case kBlob:
+      return "a blob";
+    case kMap:
+      return "a map";
+    default:
+      return (type >= kVector && type <= kLastFixedTypedVector) ||
+                     type == kBoolVector
+                 ? "a vector"
+                 : "a value of type " + std::to_string(type);
+  }
+}
+
+bool IsWidth(uint64_t width) {
+  return width == 1 || width == 2 || width == 4 || width == 8;
+}
+
+template <typename T>
+T Load(const uint8_t* data) {
+  T value;
+  std::memcpy(&value, data, sizeof(value));
+  return value;
+}
+
+// Reads in a buffer; nothing outside of it.
+class Reader {
+ public:
+  Reader(const void* data, size_t size)
+      : data_(static_cast<const uint8_t*>(data)), size_(size) {}
+
+  // The bytes at a position, or nullptr if they are not all in the buffer.
+  const uint8_t* Bytes(size_t position, size_t count) const {
+    return position <= size_ && count <= size_ - position ? data_ + position
+                                                          : nullptr;
+  }
+
+  std::optional<uint64_t> UInt(size_t position, size_t width) const {
+    const uint8_t* bytes = Bytes(position, width);
+    if (bytes == nullptr) return std::nullopt;
+    uint64_t value = 0;
+    std::memcpy(&value, bytes, width);  // Both targets are little-endian.
+    return value;
+  }
+
+  std::optional<size_t> Indirect(size_t position, size_t width) const {
+    const std::optional<uint64_t> offset = UInt(position, width);
+    if (!offset.has_value() || *offset > position) return std::nullopt;
+    return position - static_cast<size_t>(*offset);
+  }
+
+  // Whether a key is there. Sets *name, as far as it goes, if it is not
+  // epsilon.
+  bool Key(size_t position, std::string* name) const {
+    constexpr size_t kMaxName = 64;
+    if (position >= size_) return false;
+    const auto* text = reinterpret_cast<const char*>(data_ + position);
+    const size_t left = size_ - position;
+    const size_t length = strnlen(text, left < kMaxName ? left : kMaxName);
+    name->assign(text, length);
+    return length < left;
+  }
+
+ private:
+  const uint8_t* data_;
+  size_t size_;
+};
+
+std::optional<double> Int(const Reader& reader, size_t position, size_t width) {
+  const std::optional<uint64_t> bits = reader.UInt(position, width);
+  if (!bits.has_value()) return std::nullopt;
+  const unsigned unused = static_cast<unsigned>(64 - 8 * width);
+  return static_cast<double>(static_cast<int64_t>(*bits << unused) >> unused);
+}
+
+std::optional<double> Float(const Reader& reader, size_t position,
+                            size_t width) {
+  const uint8_t* bytes = reader.Bytes(position, width);
+  if (bytes == nullptr || width < sizeof(float)) return std::nullopt;
+  return width == sizeof(float) ? Load<float>(bytes) : Load<double>(bytes);
+}
+
+// The map of the root.
+struct Map {
+  size_t position = 0;
+  size_t width = 0;
+  size_t keys = 0;
+  size_t keys_width = 0;
+  uint64_t size = 0;
+};
+
+std::optional<Map> FindMap(const Reader& reader, size_t root, size_t root_width,
+                           size_t width) {
+  const std::optional<size_t> position = reader.Indirect(root, root_width);
+  if (!position.has_value() || *position < 3 * width) return std::nullopt;
+  const std::optional<uint64_t> size = reader.UInt(*position - width, width);
+  const std::optional<uint64_t> keys_width =
+      reader.UInt(*position - 2 * width, width);
+  const std::optional<size_t> keys =
+      reader.Indirect(*position - 3 * width, width);
+  if (!size.has_value() || !keys_width.has_value() || !IsWidth(*keys_width) ||
+      !keys.has_value() || *keys < *keys_width ||
+      reader.UInt(*keys - *keys_width, *keys_width) != size) {
+    return std::nullopt;
+  }
+  return Map{*position, width, *keys, static_cast<size_t>(*keys_width), *size};
+}
+
+std::string NotValid(size_t size) {
+  return "options are not a valid FlexBuffer (" + std::to_string(size) +
+         " bytes)";
+}
+
+// Returns what is wrong with the keys, or an empty string.
+std::string CheckKeys(const Reader& reader, const Map& map, size_t size) {
+  if (map.size == 0) return "option \"epsilon\" is missing";
+  // Ends at the first key outside of the buffer, whatever their number is.
+  for (uint64_t i = 0; i < map.size; ++i) {
+    const std::optional<size_t> position = reader.Indirect(
+        map.keys + static_cast<size_t>(i) * map.keys_width, map.keys_width);
+    std::string name;
+    if (!position.has_value() || !reader.Key(*position, &name)) {
+      return NotValid(size);
+    }
+    if (name != kEpsilon) {
+      return "unknown option \"" + name + "\", expected only \"epsilon\"";
+    }
+  }
+  return map.size == 1 ? "" : "option \"epsilon\" is there more than once";
+}
+
+// Returns what is wrong with the value, or an empty string.
+std::string ReadEpsilon(const Reader& reader, const Map& map, size_t size,
+                        double* epsilon) {
+  const uint8_t* packed = reader.Bytes(map.position + map.width, 1);
+  if (packed == nullptr) return NotValid(size);
+  const PackedType type(*packed);
+  const bool indirect = type.type >= kIndirectInt && type.type <= kIndirectFloat;
+  if (!indirect && (type.type < kInt || type.type > kFloat)) {
+    return "option \"epsilon\" must be a number, got " + TypeName(type.type);
+  }
+  const std::optional<size_t> position =
+      indirect ? reader.Indirect(map.position, map.width)
+               : std::optional<size_t>(map.position);
+  if (!position.has_value()) return NotValid(size);
+  const size_t width = indirect ? type.width : map.width;
+  std::optional<double> value;
+  if (type.type == kInt || type.type == kIndirectInt) {
+    value = Int(reader, *position, width);
+  } else if (type.type == kUInt || type.type == kIndirectUInt) {
+    value = reader.UInt(*position, width);
+  } else {
+    value = Float(reader, *position, width);
+  }
+  if (!value.has_value()) return NotValid(size);
+  *epsilon = *value;
+  return "";
 }
 
 }  // namespace
@@ -32,40 +221,20 @@ std::string ParseRmsNormOptions(const void* data, size_t size,
     return "options must be a FlexBuffers map {\"epsilon\": number}, got " +
            std::to_string(data == nullptr ? 0 : size) + " bytes";
   }
-  // A copy is aligned for the widest scalar, which bytes inside a model need
-  // not be, and has a terminator: the verifier of FlatBuffers 2 does not check
-  // that the last key ends inside the buffer.
-  const auto* bytes = static_cast<const uint8_t*>(data);
-  std::vector<uint8_t> buffer(bytes, bytes + size);
-  buffer.push_back('\0');
-  std::vector<uint8_t> reuse_tracker;
-  if (!flexbuffers::VerifyBuffer(buffer.data(), size, &reuse_tracker)) {
-    return "options are not a valid FlexBuffer (" + std::to_string(size) +
-           " bytes)";
+  const Reader reader(data, size);
+  const size_t root_width = *reader.Bytes(size - 1, 1);
+  if (!IsWidth(root_width) || size < 2 + root_width) return NotValid(size);
+  const PackedType root_type(*reader.Bytes(size - 2, 1));
+  if (root_type.type != kMap) {
+    return "options must be a FlexBuffers map, got " + TypeName(root_type.type);
   }
-  const flexbuffers::Reference root = flexbuffers::GetRoot(buffer.data(), size);
-  if (!root.IsMap()) {
-    return "options must be a FlexBuffers map, got " + TypeName(root);
-  }
-
-  const flexbuffers::Map map = root.AsMap();
-  const flexbuffers::TypedVector keys = map.Keys();
-  bool has_epsilon = false;
-  for (size_t i = 0; i < keys.size(); ++i) {
-    const char* key = keys[i].AsKey();
-    if (std::strcmp(key, "epsilon") != 0) {
-      return std::string("unknown option \"") + key +
-             "\", expected only \"epsilon\"";
-    }
-    has_epsilon = true;
-  }
-  if (!has_epsilon) return "option \"epsilon\" is missing";
-
-  const flexbuffers::Reference value = map["epsilon"];
-  if (!value.IsNumeric()) {
-    return "option \"epsilon\" must be a number, got " + TypeName(value);
-  }
-  const double epsilon = value.AsDouble();
+  const std::optional<Map> map =
+      FindMap(reader, size - 2 - root_width, root_width, root_type.width);
+  if (!map.has_value()) return NotValid(size);
+  std::string error = CheckKeys(reader, *map, size);
+  double epsilon = 0.0;
+  if (error.empty()) error = ReadEpsilon(reader, *map, size, &epsilon);
+  if (!error.empty()) return error;
   if (!std::isfinite(epsilon) || epsilon <= 0.0) {
     char text[32];
     std::snprintf(text, sizeof(text), "%.17g", epsilon);

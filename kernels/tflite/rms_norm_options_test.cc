@@ -48,7 +48,7 @@ TEST(RmsNormOptionsTest, EpsilonIsExact) {
   }
 }
 
-// What Python's flexbuffers.Dumps({"epsilon": 1e-6}) writes.
+// The bytes of Python's flexbuffers.Dumps({"epsilon": 1e-6}).
 TEST(RmsNormOptionsTest, BytesOfThePythonWriter) {
   const Bytes bytes = {
       'e',  'p',  's',  'i',  'l',  'o',  'n',  0,     // key
@@ -71,6 +71,99 @@ TEST(RmsNormOptionsTest, AcceptsOtherNumbers) {
   EXPECT_THAT(Parse(Map([](auto& b) { b.Int("epsilon", 2); }), &options),
               IsEmpty());
   EXPECT_EQ(options.epsilon, 2.0);
+}
+
+TEST(RmsNormOptionsTest, EveryTypeAndWidthOfNumber) {
+  RmsNormOptions options;
+  const auto expect = [&](const Bytes& bytes, double epsilon) {
+    EXPECT_THAT(Parse(bytes, &options), IsEmpty());
+    EXPECT_EQ(options.epsilon, epsilon);
+  };
+  for (const uint64_t value :
+       {uint64_t{7}, uint64_t{1} << 15, uint64_t{1} << 31, uint64_t{1} << 62}) {
+    const auto expected = static_cast<double>(value);
+    const auto number = static_cast<int64_t>(value);
+    expect(Map([=](auto& b) { b.Int("epsilon", number); }), expected);
+    expect(Map([=](auto& b) { b.UInt("epsilon", value); }), expected);
+    expect(Map([=](auto& b) { b.IndirectInt("epsilon", number); }), expected);
+    expect(Map([=](auto& b) { b.IndirectUInt("epsilon", value); }), expected);
+  }
+  expect(Map([](auto& b) { b.UInt("epsilon", UINT64_MAX); }), 0x1p64);
+  expect(Map([](auto& b) { b.IndirectFloat("epsilon", 0.5f); }), 0.5);
+  expect(Map([](auto& b) { b.IndirectDouble("epsilon", 1e-6); }), 1e-6);
+  EXPECT_THAT(Error(Map([](auto& b) { b.Int("epsilon", -3); })),
+              HasSubstr("> 0, got -3"));
+  EXPECT_THAT(Error(Map([](auto& b) { b.IndirectInt("epsilon", -300); })),
+              HasSubstr("> 0, got -300"));
+}
+
+// Alignment is a matter of the writer, and a model keeps no promise of it.
+TEST(RmsNormOptionsTest, Unaligned) {
+  const Bytes valid = Epsilon(1e-6);
+  for (std::size_t offset = 0; offset < 8; ++offset) {
+    Bytes buffer(offset, 0xff);
+    buffer.insert(buffer.end(), valid.begin(), valid.end());
+    RmsNormOptions options;
+    EXPECT_THAT(
+        ParseRmsNormOptions(buffer.data() + offset, valid.size(), &options),
+        IsEmpty());
+    EXPECT_EQ(options.epsilon, 1e-6);
+  }
+}
+
+// {"epsilon": value} by hand, of one-byte widths; `packed` is the value's type.
+Bytes SmallMap(uint8_t value, uint8_t packed, int copies = 1) {
+  const std::string key("epsilon", 8);
+  Bytes bytes(key.begin(), key.end());
+  const auto count = static_cast<uint8_t>(copies);
+  bytes.push_back(count);
+  for (int i = 0; i < copies; ++i) {
+    bytes.push_back(static_cast<uint8_t>(bytes.size()));
+  }
+  bytes.push_back(count);  // The keys are `copies` bytes before this.
+  bytes.push_back(1);
+  bytes.push_back(count);
+  bytes.insert(bytes.end(), copies, value);
+  bytes.insert(bytes.end(), copies, packed);
+  bytes.push_back(static_cast<uint8_t>(2 * copies));
+  bytes.push_back(9 << 2);
+  bytes.push_back(1);
+  return bytes;
+}
+
+TEST(RmsNormOptionsTest, ByHand) {
+  RmsNormOptions options;
+  EXPECT_THAT(Parse(SmallMap(5, 1 << 2), &options), IsEmpty());
+  EXPECT_EQ(options.epsilon, 5.0);
+  EXPECT_THAT(Error(SmallMap(5, 1 << 2, 2)), HasSubstr("more than once"));
+  EXPECT_THAT(Error(SmallMap(5, 0 << 2)), HasSubstr("a number, got null"));
+  EXPECT_THAT(Error(SmallMap(5, 26 << 2)), HasSubstr("a number, got a bool"));
+  EXPECT_THAT(Error(SmallMap(5, 10 << 2)), HasSubstr("a number, got a vector"));
+  EXPECT_THAT(Error(SmallMap(5, 63 << 2)), HasSubstr("a value of type 63"));
+  // There is no float of one byte; and an offset to before the buffer.
+  EXPECT_THAT(Error(SmallMap(5, 3 << 2)), HasSubstr("not a valid FlexBuffer"));
+  EXPECT_THAT(Error(SmallMap(99, 6 << 2)), HasSubstr("not a valid FlexBuffer"));
+}
+
+// 16^8 leaves, if one went into each of them.
+TEST(RmsNormOptionsTest, SharedNestedVectorsAreNotRead) {
+  flexbuffers::Builder builder;
+  builder.Map([&] {
+    flexbuffers::Builder::Value inner;
+    const std::size_t first = builder.StartVector("epsilon");
+    for (int i = 0; i < 16; ++i) builder.Int(i);
+    builder.EndVector(first, false, false);
+    inner = builder.LastValue();
+    for (int depth = 0; depth < 7; ++depth) {
+      builder.Key(std::string("nested") + std::to_string(depth));
+      const std::size_t start = builder.StartVector();
+      for (int i = 0; i < 16; ++i) builder.ReuseValue(inner);
+      builder.EndVector(start, false, false);
+      inner = builder.LastValue();
+    }
+  });
+  builder.Finish();
+  EXPECT_THAT(Error(builder.GetBuffer()), HasSubstr("unknown option \"nested"));
 }
 
 TEST(RmsNormOptionsTest, RejectsBadEpsilon) {

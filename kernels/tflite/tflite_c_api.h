@@ -53,17 +53,24 @@ enum TfLiteAllocationType : int {
 // Codes of the schema's BuiltinOperator enumeration.
 enum TfLiteBuiltinOperator : int {
   kTfLiteBuiltinAdd = 0,
+  kTfLiteBuiltinDequantize = 6,
   kTfLiteBuiltinMul = 18,
   kTfLiteBuiltinReshape = 22,
   kTfLiteBuiltinCustom = 32,
   kTfLiteBuiltinMean = 40,
   kTfLiteBuiltinDiv = 42,
+  kTfLiteBuiltinSqueeze = 43,
   kTfLiteBuiltinCast = 53,
+  kTfLiteBuiltinMaximum = 55,
   kTfLiteBuiltinExpandDims = 70,
+  kTfLiteBuiltinSum = 74,
   kTfLiteBuiltinSqrt = 75,
   kTfLiteBuiltinRsqrt = 76,
   kTfLiteBuiltinPow = 78,
+  kTfLiteBuiltinReduceMax = 82,
   kTfLiteBuiltinSquare = 92,
+  kTfLiteBuiltinAbs = 101,
+  kTfLiteBuiltinBroadcastTo = 130,
   kTfLiteBuiltinStablehloComposite = 206,
 };
 
@@ -192,6 +199,22 @@ struct TfLiteDelegate {
   void* FreeBufferHandle;
   int64_t flags;
   void* opaque_delegate_builder;
+};
+
+// Parameters of builtin operators; those of ADD, MUL and DIV begin with the
+// fused activation, an int that is 0 for none.
+struct TfLiteReducerParams {
+  bool keep_dims;
+};
+
+struct TfLiteReshapeParams {
+  int shape[8];
+  int num_dimensions;
+};
+
+struct TfLiteSqueezeParams {
+  int squeeze_dims[8];
+  int num_squeeze_dims;
 };
 
 struct TfLiteStablehloCompositeParams {

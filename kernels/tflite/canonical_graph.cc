@@ -1,0 +1,492 @@
+#include "kernels/tflite/canonical_graph.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "kernels/rms_norm/element_types.h"
+#include "kernels/tflite/int_array.h"
+#include "kernels/tflite/rms_norm_node.h"
+
+namespace ai_edge_rms_norm {
+namespace {
+
+constexpr int kNone = -1;
+
+template <typename T>
+T Load(const void* data) {
+  T value;
+  std::memcpy(&value, data, sizeof(value));
+  return value;
+}
+
+bool IsBinary(int builtin) {
+  return builtin == kTfLiteBuiltinAdd || builtin == kTfLiteBuiltinMul ||
+         builtin == kTfLiteBuiltinDiv || builtin == kTfLiteBuiltinMaximum ||
+         builtin == kTfLiteBuiltinPow;
+}
+
+bool IsReduction(int builtin) {
+  return builtin == kTfLiteBuiltinMean || builtin == kTfLiteBuiltinSum ||
+         builtin == kTfLiteBuiltinReduceMax;
+}
+
+// How many operands an operator must have at least; 0 for another operator.
+int MinOperands(int builtin) {
+  if (IsBinary(builtin) || IsReduction(builtin)) return 2;
+  switch (builtin) {
+    case kTfLiteBuiltinExpandDims:
+    case kTfLiteBuiltinBroadcastTo:
+      return 2;
+    case kTfLiteBuiltinCast:
+    case kTfLiteBuiltinDequantize:
+    case kTfLiteBuiltinReshape:
+    case kTfLiteBuiltinSqueeze:
+    case kTfLiteBuiltinAbs:
+    case kTfLiteBuiltinSquare:
+    case kTfLiteBuiltinSqrt:
+    case kTfLiteBuiltinRsqrt:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+// Whether the operator applies a function to its result.
+bool HasActivation(const TfLiteNode& node, int builtin) {
+  if (builtin != kTfLiteBuiltinAdd && builtin != kTfLiteBuiltinMul &&
+      builtin != kTfLiteBuiltinDiv) {
+    return false;
+  }
+  return node.builtin_data == nullptr || Load<int>(node.builtin_data) != 0;
+}
+
+std::vector<int> WithoutLeadingOnes(const ShapeView& shape) {
+  const int* begin = std::find_if(shape.begin(), shape.end(),
+                                  [](int size) { return size != 1; });
+  return std::vector<int>(begin, shape.end());
+}
+
+bool Equal(const ShapeView& a, const ShapeView& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
+
+bool IsStatic(const ShapeView& shape) {
+  return std::all_of(shape.begin(), shape.end(),
+                     [](int size) { return size >= 0; });
+}
+
+int64_t NumElements(const ShapeView& shape) {
+  int64_t elements = 1;
+  for (const int size : shape) elements *= size;
+  return elements;
+}
+
+}  // namespace
+
+std::optional<std::vector<int>> FindOutputs(
+    TfLiteContext* context, const std::vector<int>& node_indices) {
+  const IntArray nodes = NewIntArray(node_indices.data(), node_indices.size());
+  TfLiteDelegateParams* partitions = nullptr;
+  int num_partitions = 0;
+  if (nodes == nullptr ||
+      context->PreviewDelegatePartitioning(context, nodes.get(), &partitions,
+                                           &num_partitions) != kTfLiteOk) {
+    return std::nullopt;
+  }
+  std::vector<int> outputs;
+  for (int i = 0; i < num_partitions; ++i) {
+    const TfLiteIntArray& array = *partitions[i].output_tensors;
+    outputs.insert(outputs.end(), array.data, array.data + array.size);
+  }
+  return outputs;
+}
+
+CanonicalGraph::CanonicalGraph(TfLiteContext* context,
+                               const std::vector<int>& node_indices,
+                               const std::vector<int>& outputs)
+    : context_(context),
+      producers_(context->tensors_size, kNone),
+      consumers_(context->tensors_size),
+      sources_(context->tensors_size),
+      outputs_(context->tensors_size),
+      sound_(context->tensors_size, true) {
+  for (std::size_t i = 0; i < sources_.size(); ++i) {
+    sources_[i] = static_cast<int>(i);
+  }
+  for (const int output : outputs) {
+    if (IsTensor(output)) outputs_[output] = true;
+  }
+  for (const int node_index : node_indices) AddNode(node_index);
+  CheckOrder();
+  for (CanonicalNode& node : nodes_) {
+    Canonicalize(&node);
+    if (KeepsValue(node)) sources_[node.output] = sources_[node.a];
+  }
+}
+
+bool CanonicalGraph::IsTensor(int index) const {
+  return index >= 0 && static_cast<std::size_t>(index) < producers_.size();
+}
+
+std::vector<int> CanonicalGraph::Inputs(int position) const {
+  TfLiteNode* node = nullptr;
+  TfLiteRegistration* registration = nullptr;
+  std::vector<int> inputs;
+  if (context_->GetNodeAndRegistration(context_, nodes_[position].index, &node,
+                                       &registration) != kTfLiteOk) {
+    return inputs;
+  }
+  for (int i = 0; i < node->inputs->size; ++i) {
+    if (IsTensor(node->inputs->data[i])) inputs.push_back(node->inputs->data[i]);
+  }
+  return inputs;
+}
+
+void CanonicalGraph::AddNode(int node_index) {
+  const int position = static_cast<int>(nodes_.size());
+  nodes_.emplace_back().index = node_index;
+  TfLiteNode* node = nullptr;
+  TfLiteRegistration* registration = nullptr;
+  if (context_->GetNodeAndRegistration(context_, node_index, &node,
+                                       &registration) != kTfLiteOk) {
+    return;
+  }
+  for (const int input : Inputs(position)) {
+    std::vector<int>& consumers = consumers_[input];
+    if (consumers.empty() || consumers.back() != position) {
+      consumers.push_back(position);
+    }
+  }
+  for (int i = 0; i < node->outputs->size; ++i) {
+    const int output = node->outputs->data[i];
+    if (!IsTensor(output)) continue;
+    if (producers_[output] != kNone) sound_[output] = false;
+    producers_[output] = position;
+  }
+}
+
+void CanonicalGraph::CheckOrder() {
+  // The runtime does not check the order of a file's nodes.
+  for (std::size_t i = 0; i < producers_.size(); ++i) {
+    if (!consumers_[i].empty() && consumers_[i].front() <= producers_[i]) {
+      sound_[i] = false;
+    }
+  }
+}
+
+bool CanonicalGraph::IsFloat(int index) const {
+  ElementType type;
+  return ToElementType(tensor(index).type, &type);
+}
+
+bool CanonicalGraph::IsStored(int index) const {
+  return tensor(index).allocation_type == kTfLiteMmapRo &&
+         tensor(index).data != nullptr;
+}
+
+bool CanonicalGraph::ReadOperands(const TfLiteNode& node, int builtin,
+                                  CanonicalNode* canonical) const {
+  const int operands = MinOperands(builtin);
+  if (operands == 0 || node.inputs->size < operands ||
+      node.outputs->size != 1 || HasActivation(node, builtin)) {
+    return false;
+  }
+  canonical->output = node.outputs->data[0];
+  canonical->a = node.inputs->data[0];
+  canonical->b = node.inputs->size > 1 ? node.inputs->data[1] : kNone;
+  if (!IsTensor(canonical->output) || !IsTensor(canonical->a) ||
+      (operands > 1 && !IsTensor(canonical->b))) {
+    return false;
+  }
+  const bool sound = IsSound(canonical->output) && IsSound(canonical->a) &&
+                     (!IsTensor(canonical->b) || IsSound(canonical->b));
+  return sound && IsFloat(canonical->a) && IsFloat(canonical->output) &&
+         (!IsBinary(builtin) || IsFloat(canonical->b)) &&
+         tensor(canonical->output).allocation_type != kTfLiteMmapRo &&
+         !tensor(canonical->output).is_variable;
+}
+
+void CanonicalGraph::Canonicalize(CanonicalNode* node) {
+  TfLiteNode* read = nullptr;
+  TfLiteRegistration* registration = nullptr;
+  if (context_->GetNodeAndRegistration(context_, node->index, &read,
+                                       &registration) != kTfLiteOk) {
+    return;
+  }
+  const int builtin = registration->builtin_code;
+  CanonicalNode canonical = *node;
+  if (!ReadOperands(*read, builtin, &canonical) ||
+      !HasComputedShape(*read, builtin, canonical)) {
+    return;
+  }
+  canonical.op = OperatorOf(builtin, canonical);
+  if (canonical.op != Operator::kOther) *node = canonical;
+}
+
+Operator CanonicalGraph::OperatorOf(int builtin,
+                                    const CanonicalNode& node) const {
+  if (builtin == kTfLiteBuiltinPow) return PowerOf(node);
+  if (builtin == kTfLiteBuiltinMul && Source(node.a) == Source(node.b)) {
+    return Operator::kSquare;
+  }
+  if (builtin == kTfLiteBuiltinDiv && Scalar(node.a) == 1.0) {
+    return Operator::kReciprocal;
+  }
+  static constexpr std::pair<int, Operator> kOperators[] = {
+      {kTfLiteBuiltinCast, Operator::kCast},
+      {kTfLiteBuiltinDequantize, Operator::kCast},
+      {kTfLiteBuiltinReshape, Operator::kReshape},
+      {kTfLiteBuiltinExpandDims, Operator::kOnes},
+      {kTfLiteBuiltinSqueeze, Operator::kOnes},
+      {kTfLiteBuiltinBroadcastTo, Operator::kBroadcast},
+      {kTfLiteBuiltinAbs, Operator::kAbs},
+      {kTfLiteBuiltinSquare, Operator::kSquare},
+      {kTfLiteBuiltinSqrt, Operator::kSqrt},
+      {kTfLiteBuiltinRsqrt, Operator::kRsqrt},
+      {kTfLiteBuiltinMean, Operator::kMean},
+      {kTfLiteBuiltinSum, Operator::kSum},
+      {kTfLiteBuiltinReduceMax, Operator::kMax},
+      {kTfLiteBuiltinAdd, Operator::kAdd},
+      {kTfLiteBuiltinMul, Operator::kMul},
+      {kTfLiteBuiltinDiv, Operator::kDiv},
+      {kTfLiteBuiltinMaximum, Operator::kMaximum},
+  };
+  for (const auto& [code, op] : kOperators) {
+    if (code == builtin) return op;
+  }
+  return Operator::kOther;
+}
+
+Operator CanonicalGraph::PowerOf(const CanonicalNode& node) const {
+  const std::optional<double> exponent = Scalar(node.b);
+  if (exponent == 2.0) return Operator::kSquare;
+  if (exponent == 0.5) return Operator::kSqrt;
+  if (exponent == -0.5) return Operator::kRsqrt;
+  if (exponent == -1.0) return Operator::kReciprocal;
+  return Operator::kOther;
+}
+
+template <std::size_t n>
+std::array<ShapeView, n> CanonicalGraph::Shapes(
+    const std::array<int, n>& tensors) const {
+  std::array<ShapeView, n> shapes;
+  bool stated = true;
+  for (std::size_t i = 0; i < n; ++i) {
+    const TfLiteTensor& t = tensor(tensors[i]);
+    const TfLiteIntArray* signature = t.dims_signature;
+    if (IsStored(tensors[i])) signature = t.dims;
+    stated &= signature != nullptr && signature->size == t.dims->size;
+    if (stated) shapes[i] = {signature->size, signature->data};
+  }
+  if (stated) return shapes;
+  for (std::size_t i = 0; i < n; ++i) {
+    const TfLiteIntArray* dims = tensor(tensors[i]).dims;
+    shapes[i] = {dims->size, dims->data};
+  }
+  return shapes;
+}
+
+int CanonicalGraph::LastDimension(int index) const {
+  return Shapes<1>({index})[0].last();
+}
+
+bool CanonicalGraph::SameShape(int a, int b) const {
+  const auto [first, second] = Shapes<2>({a, b});
+  return Equal(first, second);
+}
+
+bool CanonicalGraph::HasRowsOf(int index, int other, int last) const {
+  const auto [shape, rows] = Shapes<2>({index, other});
+  return shape.rank == rows.rank && shape.rank > 0 && shape.last() == last &&
+         std::equal(shape.begin(), shape.end() - 1, rows.begin());
+}
+
+bool CanonicalGraph::HasComputedShape(const TfLiteNode& node, int builtin,
+                                      const CanonicalNode& canonical) const {
+  if (IsReduction(builtin)) return IsReduced(node, canonical);
+  if (IsBinary(builtin)) return IsBroadcast(canonical);
+  switch (builtin) {
+    case kTfLiteBuiltinReshape:
+      return IsReshaped(node, canonical);
+    case kTfLiteBuiltinExpandDims:
+      return IsExpanded(canonical);
+    case kTfLiteBuiltinSqueeze:
+      return IsSqueezed(node, canonical);
+    case kTfLiteBuiltinBroadcastTo:
+      return IsBroadcastTo(canonical);
+    default:
+      return SameShape(canonical.a, canonical.output);
+  }
+}
+
+// Over the last axis, whatever the others are.
+bool CanonicalGraph::IsReduced(const TfLiteNode& node,
+                               const CanonicalNode& canonical) const {
+  const auto [shape, output] = Shapes<2>({canonical.a, canonical.output});
+  const std::optional<std::vector<int>> axes = Integers(canonical.b);
+  const int rank = shape.rank;
+  if (node.builtin_data == nullptr || rank == 0 || !axes.has_value() ||
+      axes->empty() || !std::all_of(axes->begin(), axes->end(), [=](int axis) {
+        return axis == -1 || axis == rank - 1;
+      })) {
+    return false;
+  }
+  const bool keep_dims = Load<TfLiteReducerParams>(node.builtin_data).keep_dims;
+  return output.rank == (keep_dims ? rank : rank - 1) &&
+         std::equal(shape.begin(), shape.end() - 1, output.begin()) &&
+         (!keep_dims || output.last() == 1);
+}
+
+bool CanonicalGraph::IsBroadcast(const CanonicalNode& node) const {
+  const auto [a, b, output] = Shapes<3>({node.a, node.b, node.output});
+  if (output.rank != std::max(a.rank, b.rank)) return false;
+  for (int i = 1; i <= output.rank; ++i) {
+    const int first = i <= a.rank ? a[a.rank - i] : 1;
+    const int second = i <= b.rank ? b[b.rank - i] : 1;
+    const int size = first == 1 ? second : first;
+    if ((second != 1 && second != size) || output[output.rank - i] != size) {
+      return false;
+    }
+  }
+  return true;
+}
+
+std::optional<std::vector<int>> CanonicalGraph::NewShape(
+    const TfLiteNode& node, const CanonicalNode& canonical) const {
+  if (node.inputs->size > 1) {
+    return IsTensor(canonical.b) && tensor(canonical.b).dims->size == 1
+               ? Integers(canonical.b)
+               : std::nullopt;
+  }
+  if (node.builtin_data == nullptr) return std::nullopt;
+  const auto params = Load<TfLiteReshapeParams>(node.builtin_data);
+  constexpr int kMaxDimensions = sizeof(params.shape) / sizeof(int);
+  if (params.num_dimensions < 0 || params.num_dimensions > kMaxDimensions) {
+    return std::nullopt;
+  }
+  return std::vector<int>(params.shape, params.shape + params.num_dimensions);
+}
+
+// With one open size at most, so that rows cannot change their places.
+bool CanonicalGraph::IsReshaped(const TfLiteNode& node,
+                                const CanonicalNode& canonical) const {
+  const auto [shape, output] = Shapes<2>({canonical.a, canonical.output});
+  const std::optional<std::vector<int>> sizes = NewShape(node, canonical);
+  if (!sizes.has_value() ||
+      sizes->size() != static_cast<std::size_t>(output.rank) ||
+      std::count(sizes->begin(), sizes->end(), -1) > 1 ||
+      std::count(output.begin(), output.end(), -1) > 1) {
+    return false;
+  }
+  for (int i = 0; i < output.rank; ++i) {
+    if ((*sizes)[i] != output[i] && (*sizes)[i] != -1) return false;
+  }
+  return !IsStatic(output) ||
+         (IsStatic(shape) && NumElements(shape) == NumElements(output));
+}
+
+bool CanonicalGraph::IsExpanded(const CanonicalNode& node) const {
+  const auto [shape, output] = Shapes<2>({node.a, node.output});
+  const std::optional<std::vector<int>> axes = Integers(node.b);
+  if (!axes.has_value() || axes->size() != 1 ||
+      output.rank != shape.rank + 1) {
+    return false;
+  }
+  const int axis = axes->front() < 0 ? axes->front() + output.rank
+                                     : axes->front();
+  if (axis < 0 || axis >= output.rank || output[axis] != 1) return false;
+  return std::equal(shape.begin(), shape.begin() + axis, output.begin()) &&
+         std::equal(shape.begin() + axis, shape.end(),
+                    output.begin() + axis + 1);
+}
+
+bool CanonicalGraph::IsSqueezed(const TfLiteNode& node,
+                                const CanonicalNode& canonical) const {
+  const auto [shape, output] = Shapes<2>({canonical.a, canonical.output});
+  if (node.builtin_data == nullptr) return false;
+  const auto params = Load<TfLiteSqueezeParams>(node.builtin_data);
+  constexpr int kMaxDimensions = sizeof(params.squeeze_dims) / sizeof(int);
+  const int count = params.num_squeeze_dims;
+  if (count < 0 || count > kMaxDimensions) return false;
+  std::vector<bool> squeezed(shape.rank);
+  for (int i = 0; i < count; ++i) {
+    const int dim = params.squeeze_dims[i];
+    const int axis = dim < 0 ? dim + shape.rank : dim;
+    if (axis < 0 || axis >= shape.rank || shape[axis] != 1) return false;
+    squeezed[axis] = true;
+  }
+  // Without any dimensions given, all of size 1.
+  if (count == 0 && !IsStatic(shape)) return false;
+  std::vector<int> left;
+  for (int i = 0; i < shape.rank; ++i) {
+    if (count == 0 ? shape[i] != 1 : !squeezed[i]) left.push_back(shape[i]);
+  }
+  return std::equal(left.begin(), left.end(), output.begin(), output.end());
+}
+
+bool CanonicalGraph::IsBroadcastTo(const CanonicalNode& node) const {
+  const ShapeView output = Shapes<1>({node.output})[0];
+  const std::optional<std::vector<int>> sizes = Integers(node.b);
+  return sizes.has_value() && std::equal(sizes->begin(), sizes->end(),
+                                         output.begin(), output.end());
+}
+
+std::optional<std::vector<int>> CanonicalGraph::Integers(int index) const {
+  // More than any list of axes or sizes has.
+  constexpr std::size_t kMaxIntegers = 64;
+  const TfLiteTensor& t = tensor(index);
+  const std::size_t size = t.type == kTfLiteInt64 ? 8 : 4;
+  if (!IsStored(index) || (t.type != kTfLiteInt32 && t.type != kTfLiteInt64) ||
+      t.sparsity != nullptr || t.bytes % size != 0 ||
+      t.bytes / size > kMaxIntegers) {
+    return std::nullopt;
+  }
+  std::vector<int> integers(t.bytes / size);
+  const auto* data = static_cast<const uint8_t*>(t.data);
+  for (std::size_t i = 0; i < integers.size(); ++i) {
+    integers[i] = size == 4 ? Load<int32_t>(data + 4 * i)
+                            : static_cast<int>(Load<int64_t>(data + 8 * i));
+  }
+  return integers;
+}
+
+std::optional<double> CanonicalGraph::Scalar(int index) const {
+  const int node = producers_[index];
+  const bool broadcast =
+      node != kNone && nodes_[node].op == Operator::kBroadcast;
+  const int source = Source(broadcast ? nodes_[node].a : index);
+  const TfLiteTensor& t = tensor(source);
+  if (!IsStored(source) || t.sparsity != nullptr) return std::nullopt;
+  if (t.type == kTfLiteFloat32 && t.bytes == sizeof(float)) {
+    return Load<float>(t.data);
+  }
+  if (t.type == kTfLiteFloat16 && t.bytes == sizeof(Float16)) {
+    return ToFloat(Load<Float16>(t.data));
+  }
+  if (t.type == kTfLiteBFloat16 && t.bytes == sizeof(BFloat16)) {
+    return ToFloat(Load<BFloat16>(t.data));
+  }
+  return std::nullopt;
+}
+
+bool CanonicalGraph::KeepsValue(const CanonicalNode& node) const {
+  if (node.op == Operator::kOther || tensor(node.a).is_variable) return false;
+  if (node.op == Operator::kCast) {
+    return tensor(node.output).type == tensor(node.a).type ||
+           (tensor(node.a).type != kTfLiteFloat32 &&
+            tensor(node.output).type == kTfLiteFloat32);
+  }
+  if (node.op != Operator::kReshape && node.op != Operator::kOnes) return false;
+  const auto [shape, output] = Shapes<2>({node.a, node.output});
+  return WithoutLeadingOnes(shape) == WithoutLeadingOnes(output);
+}
+
+int CanonicalGraph::Before(int index) const {
+  const int node = producers_[index];
+  return node != kNone && KeepsValue(nodes_[node]) ? nodes_[node].a : kNone;
+}
+
+}  // namespace ai_edge_rms_norm
