@@ -11,8 +11,10 @@ from transformers.models.llama import modeling_llama
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.conversion import fx_passes
 from ai_edge_rms_norm.tflite import flatbuffer
+from tests import pattern_cases
 
-_SIZE = 16
+_SIZE = pattern_cases.SIZE
+_CASES = {case.name: case for case in pattern_cases.NORMS if case.torch}
 
 
 class Written(torch.nn.Module):
@@ -31,45 +33,36 @@ def mean_square(x):
     return x.square().mean(-1, keepdim=True) + 1e-4
 
 
+# Those of tests/pattern_cases.py and these, which only torch can write.
 _FORMULAS = {
-    "rsqrt": lambda x, w: x * torch.rsqrt(mean_square(x)) * w,
-    "divide": lambda x, w: w * (x / torch.sqrt(mean_square(x))),
-    "one_over": lambda x, w: x * (1 / torch.sqrt(mean_square(x))) * w,
-    "reciprocal": lambda x, w: w * (mean_square(x).sqrt().reciprocal() * x),
-    "power": lambda x, w: w * (x * mean_square(x) ** -0.5),
-    "weight_first": lambda x, w: x * (torch.rsqrt(mean_square(x)) * w),
-    "weighted_x": lambda x, w: w * x * torch.rsqrt(mean_square(x)),
-    "product": lambda x, w: x * torch.rsqrt((x * x).mean(2, True) + 1e-4) * w,
-    "unsqueezed": lambda x, w: (
-        x * torch.rsqrt(x.pow(2).mean(-1) + 1e-4).unsqueeze(-1) * w
-    ),
     "one_plus": lambda x, w: x * torch.rsqrt(mean_square(x)) * (1 + w),
     "two_weights": lambda x, w: x * torch.rsqrt(mean_square(x)) * (w + 2) * w,
     "functional": lambda x, w: torch.nn.functional.rms_norm(x, (_SIZE,), w, 1e-4),
+    "full_like": lambda x, w: (
+        x
+        * torch.rsqrt(x.square().mean(-1, True) + torch.full_like(x[..., :1], 1e-4))
+        * w
+    ),
+    "contiguous": lambda x, w: (
+        (x.detach() * torch.rsqrt(mean_square(x).contiguous())).clone() * w
+    ),
 }
 _OTHERS = {
-    "other_dimension": lambda x, w: (
-        x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-4) * w
-    ),
-    "two_dimensions": lambda x, w: (
-        x * torch.rsqrt(x.square().mean((1, 2), keepdim=True) + 1e-4) * w
-    ),
     "all_dimensions": lambda x, w: (
         x * torch.rsqrt(x.square().mean(dim=None, keepdim=True) + 1e-4) * w
     ),
-    "no_epsilon": lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True)) * w,
     "computed_epsilon": lambda x, w: (
         x * torch.rsqrt(x.square().mean(-1, keepdim=True) + w.abs().mean())
     ),
     "other_x": lambda x, w: (x + 1) * torch.rsqrt(mean_square(x)) * w,
-    "other_square": lambda x, w: (
-        x * torch.rsqrt((x * (x + 1)).abs().mean(-1, keepdim=True) + 1e-4)
-    ),
     "layer_norm": lambda x, w: torch.nn.functional.layer_norm(x, (_SIZE,), w),
-    "used_elsewhere": lambda x, w: (lambda r: x * r * w + r)(
-        torch.rsqrt(mean_square(x))
+    "channels_first": lambda x, w: (
+        x * torch.rsqrt(mean_square(x.transpose(1, 2))).transpose(1, 2)
     ),
-    "sum": lambda x, w: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-4) * w,
+    "scaled_addition": lambda x, w: x
+    * torch.rsqrt(torch.add(x.square().mean(-1, keepdim=True), 1e-4, alpha=2)),
+    "sum_of_other_letters": lambda x, w: x
+    * torch.rsqrt(torch.einsum("btd,btd->bd", x, x)[:, None] / _SIZE + 1e-4),
 }
 
 
@@ -96,20 +89,53 @@ class PassTest(parameterized.TestCase):
     def test_formulas(self, name):
         module, x = Written(_FORMULAS[name]), random(2, 3, _SIZE)
         program = exported(module, x)
-        self.assertEqual(fx_passes.fuse_decomposed(program), 1)
+        self.assertEqual(fx_passes.fuse_decomposed(program).fused, 1)
         self.assertLen(targets(program), 1)
         (node,) = (n for n in program.graph.nodes if "custom" in str(n.target))
         self.assertEqual(node.args[2], 1e-4)
         self.assertIsNotNone(node.args[1])
         torch.testing.assert_close(program.module()(x), module(x), rtol=2e-6, atol=1e-6)
-        self.assertEqual(fx_passes.fuse_decomposed(program), 0)
+        self.assertEqual(fx_passes.fuse_decomposed(program).fused, 0)
 
     @parameterized.parameters(*_OTHERS)
     def test_others_are_left_alone(self, name):
         program = exported(Written(_OTHERS[name]), random(2, 3, _SIZE))
         before = str(program.graph)
-        self.assertEqual(fx_passes.fuse_decomposed(program), 0)
+        self.assertEqual(fx_passes.fuse_decomposed(program).fused, 0)
         self.assertEqual(str(program.graph), before)
+
+    @parameterized.parameters(True, False)
+    def test_epsilon_in_a_buffer(self, is_written):
+        """A buffer that the forward writes is not a constant."""
+
+        class Module(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("epsilon", torch.tensor(1e-4))
+
+            def forward(self, x):
+                if is_written:
+                    self.epsilon.mul_(2)
+                shifted = x.square().mean(-1, keepdim=True) + self.epsilon
+                return x * torch.rsqrt(shifted)
+
+        x = random(2, _SIZE)
+        report = fx_passes.fuse_decomposed(exported(Module(), x))
+        self.assertEqual(report.fused, int(not is_written))
+        self.assertLen(report.skipped, int(is_written))
+        if is_written:
+            self.assertRegex(report.skipped[0].reason, "is not a scalar constant")
+
+    def test_reasons(self):
+        """They are returned and logged."""
+        program = exported(
+            Written(lambda x, w: x / (x.square().mean(-1, True).sqrt() + 1e-4)),
+            random(2, _SIZE),
+        )
+        with self.assertLogs("absl", "INFO") as logs:
+            report = fx_passes.fuse_decomposed(program)
+        self.assertRegex(report.skipped[0].reason, "epsilon is added to the root")
+        self.assertIn("Not fused, sqrt: epsilon is added to the root", logs.output[0])
 
     @parameterized.product(
         make=[
@@ -124,7 +150,7 @@ class PassTest(parameterized.TestCase):
         torch.nn.init.normal_(module.weight)
         module = module.to(dtype)
         program = exported(module, x)
-        self.assertEqual(fx_passes.fuse_decomposed(program), 1)
+        self.assertEqual(fx_passes.fuse_decomposed(program).fused, 1)
         self.assertNotIn("rsqrt", str(program.graph))
         (node,) = (n for n in program.graph.nodes if "custom" in str(n.target))
         self.assertEqual(node.args[0].meta["val"].dtype, dtype)
@@ -142,7 +168,7 @@ class PassTest(parameterized.TestCase):
         )
         x = random(2, _SIZE)
         program = exported(module, x)
-        self.assertEqual(fx_passes.fuse_decomposed(program), 1)
+        self.assertEqual(fx_passes.fuse_decomposed(program).fused, 1)
         torch.testing.assert_close(program.module()(x), module(x))
 
 
@@ -223,7 +249,8 @@ class ConvertTest(parameterized.TestCase):
         (subgraph,) = flatbuffer.read(bytes(model)).subgraphs
         self.assertLen(subgraph.operators, 1)
         self.assertLen(model.rms_norm_ops(), 1)
-        self.assertEmpty(arn.convert(module, (x,)).rms_norm_ops())
+        (norm,) = arn.convert(module, (x,)).rms_norm_ops()
+        self.assertEqual(norm.encoding, "decomposed")
         np.testing.assert_allclose(
             model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-6
         )
@@ -244,19 +271,29 @@ class ConvertTest(parameterized.TestCase):
             model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-6
         )
 
-    def test_dynamic_rows(self):
+    @parameterized.named_parameters(
+        ("functional", _FORMULAS["functional"]),
+        ("full_like", _FORMULAS["full_like"]),
+        *(
+            (name, case.torch)
+            for name, case in _CASES.items()
+            if name in ("einsum", "squared_vector_norm", "sum_over_n", "range_safe")
+            or name in ("weight_over_rms", "weighted_x_over_rms", "weight_expanded")
+        ),
+    )
+    def test_dynamic_rows(self, function):
         """litert-torch 0.10 converts no decomposed norm over dynamic dimensions."""
-        module = torch.nn.RMSNorm(_SIZE, eps=1e-5).eval()
-        rows = torch.export.Dim("rows")
+        module = Written(function).eval()
         model = arn.convert(
             module,
-            (random(3, _SIZE),),
-            dynamic_shapes=({0: rows},),
+            (random(3, 2, _SIZE),),
+            dynamic_shapes=({0: torch.export.Dim("rows")},),
             fuse_decomposed=True,
         )
-        x = random(7, _SIZE)
+        self.assertLen(model.rms_norm_ops(), 1)
+        x = random(7, 2, _SIZE)
         np.testing.assert_allclose(
-            model(x.numpy()), module(x).detach().numpy(), rtol=4e-6
+            model(x.numpy()), module(x).detach().numpy(), rtol=4e-6, atol=1e-7
         )
 
     def test_names_and_signatures_stay(self):

@@ -1,7 +1,8 @@
-"""The three encodings in a finished flatbuffer, and reading and writing it."""
+"""The encodings in a finished flatbuffer, and reading and writing it."""
 
 import concurrent.futures
 import copy
+import functools
 import importlib
 import os
 import pathlib
@@ -17,6 +18,7 @@ from ai_edge_quantizer import quantizer, recipe
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.conversion import front_end
 from ai_edge_rms_norm.tflite import edit, encoding, flatbuffer, op_options
+from testing.tflite_builder import Builder
 
 _OP = schema.BuiltinOperator
 
@@ -53,8 +55,20 @@ def block(**kwargs):
     return module
 
 
+@functools.cache
 def norm() -> bytes:
     return bytes(arn.convert(arn.RMSNorm(16, eps=1e-5).eval(), (torch.ones(2, 16),)))
+
+
+@functools.cache
+def two_norms(dtype) -> bytes:
+    module = torch.nn.Sequential(
+        arn.RMSNorm(16, eps=1.23456789e-06),
+        torch.nn.SiLU(),
+        arn.RMSNorm(16, elementwise_affine=False, eps=1e-30),
+    )
+    x = torch.ones(3, 16, dtype=dtype)
+    return bytes(arn.convert(module.to(dtype).eval(), (x,)))
 
 
 def two_signatures():
@@ -95,16 +109,116 @@ class TranslationTest(parameterized.TestCase):
         self.assertEqual(tree(flatbuffer.read(bytes(back))), original)
         self.assertEqual(back.rms_norm_ops(), model.rms_norm_ops())
 
-    def test_composite_round_trip_is_lossless(self):
-        module = torch.nn.Sequential(arn.RMSNorm(16), torch.nn.Linear(16, 16)).eval()
-        model = arn.convert(module, (torch.ones(3, 16),))
-        composite = model.translate("composite")
-        self.assertLen(flatbuffer.read(bytes(composite)).subgraphs, 2)
-        back = composite.translate("stablehlo_custom_call")
+    @parameterized.product(
+        encoding=["composite", "decomposed", "ml_drift"],
+        range_safe=[True, False],
+        dtype=[torch.float32, torch.float16],
+    )
+    def test_round_trip_is_lossless_byte_for_byte(self, encoding, range_safe, dtype):
+        """Also of epsilons that float32 does not hold, and without a weight."""
+        original = two_norms(dtype)
+        there = arn.translate(original, encoding, range_safe=range_safe)
+        norms = arn.find_ops(flatbuffer.read(there))
+        self.assertEqual([n.encoding.value for n in norms], [encoding] * 2)
+        self.assertEqual([n.epsilon for n in norms], [1.23456789e-06, 1e-30])
+        self.assertEqual(arn.translate(there, "stablehlo_custom_call"), original)
+        # By way of every other encoding, too.
+        for other in arn.Encoding:
+            there = arn.translate(there, other, range_safe=range_safe)
+        self.assertEqual(arn.translate(there, "stablehlo_custom_call"), original)
+
+    @parameterized.parameters("composite", "decomposed", "ml_drift")
+    def test_additions_stay_apart(self, encoding):
+        model = two_signatures()
+        there = model.translate(encoding)
+        custom = there.translate("custom")
+        names = [node.call_target for node in custom.rms_norm_ops()]
+        self.assertEqual(names, [op_options.RMS_NORM] * 6)
         self.assertEqual(
-            tree(flatbuffer.read(bytes(back))),
-            tree(flatbuffer.read(bytes(model))),
+            [n.epsilon for n in custom.rms_norm_ops()],
+            [n.epsilon for n in model.rms_norm_ops()],
         )
+        x = np.random.default_rng(0).standard_normal((2, 4, 16)).astype(np.float32)
+        np.testing.assert_allclose(
+            custom(x, signature_name="prefill"),
+            model(x, signature_name="prefill"),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+    @parameterized.parameters("composite", "ml_drift")
+    def test_weights_of_ones_of_others_stay(self, encoding):
+        """Only those that the translation has added are left out again."""
+        module = torch.nn.Sequential(arn.RMSNorm(16), arn.RMSNorm(16))
+        module[1].weight = None
+        model = arn.convert(module.eval(), (torch.ones(3, 16),))
+        there = model.translate(encoding)
+        self.assertEqual([len(n.inputs) for n in there.rms_norm_ops()], [2, 2])
+        back = there.translate("custom")
+        self.assertEqual([len(n.inputs) for n in back.rms_norm_ops()], [2, 1])
+
+    @parameterized.parameters(1e-37, 1e-20, 1.0, 300.0, 1e19, 3e38)
+    def test_decomposed_rows_of_every_magnitude(self, magnitude):
+        """In float32; the plain form overflows from 1e19 on and vanishes below."""
+        content = arn.translate(norm(), "decomposed")
+        runner = litert.Interpreter(model_content=content).get_signature_runner()
+        rng = np.random.default_rng(0)
+        # No subnormal numbers: the runtime takes them for 0.
+        x = magnitude * rng.uniform(0.5, 1, (2, 16)) * rng.choice([-1, 1], (2, 16))
+        x = x.astype(np.float32)
+        wide = x.astype(np.float64)
+        expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + 1e-5)
+        np.testing.assert_allclose(
+            runner(args_0=x)["output_0"], expected, rtol=2e-6
+        )
+
+    def test_decomposed_operators(self):
+        """The contract with the delegate and with other readers of the file."""
+        model = flatbuffer.read(arn.translate(norm(), "decomposed"))
+        names = {v: k for k, v in vars(_OP).items() if k.isupper()}
+        subgraph = model.subgraphs[0]
+        self.assertEqual(
+            [
+                names[model.operatorCodes[o.opcodeIndex].builtinCode]
+                for o in subgraph.operators
+            ],
+            "ABS REDUCE_MAX MAXIMUM DIV MUL MEAN DIV MUL ADD RSQRT MUL MUL".split(),
+        )
+        (constant,) = (
+            t for t in subgraph.tensors if b"/sqrt_epsilon=" in t.name and t.buffer
+        )
+        self.assertEndsWith(constant.name.decode(), "/sqrt_epsilon=1e-05")
+        data = bytes(model.buffers[constant.buffer].data)
+        self.assertEqual(data, np.float32(np.sqrt(1e-5)).tobytes())
+
+    @parameterized.parameters(1e-100, 1e100)
+    def test_epsilon_without_a_root_in_float32(self, epsilon):
+        module = arn.RMSNorm(16, eps=epsilon).eval()
+        model = arn.convert(module, (torch.ones(2, 16),))
+        with self.assertRaisesRegex(ValueError, "is not a finite float32 > 0"):
+            model.translate("decomposed")
+
+    def test_ml_drift_fields(self):
+        model = flatbuffer.read(arn.translate(norm(), "ml_drift"))
+        (operator,) = model.subgraphs[0].operators
+        code = model.operatorCodes[operator.opcodeIndex]
+        self.assertEqual((code.builtinCode, code.customCode), (32, b"custom_call.RmsNorm"))
+        self.assertEqual(
+            edit.custom_options(operator), op_options.encode_custom_options(1e-5)
+        )
+        self.assertLen(operator.inputs, 2)
+
+    def test_operators_by_index(self):
+        """Only what keeps the indices of operators may be written."""
+        model = flatbuffer.read(norm())
+        edit.set_metadata(model, "model_control_dependencies", b"\0")
+        content = flatbuffer.to_bytes(model)
+        for target in ("custom", "ml_drift", "composite"):
+            self.assertLen(
+                arn.find_ops(flatbuffer.read(arn.translate(content, target))), 1
+            )
+        with self.assertRaisesRegex(ValueError, "model_control_dependencies"):
+            arn.translate(content, "decomposed")
 
     def test_custom_fields(self):
         model = flatbuffer.read(bytes(dynamic().translate("custom")))
@@ -154,11 +268,8 @@ class TranslationTest(parameterized.TestCase):
         found = {}
         for name, layer in layers.items():
             model = arn.convert(layer.eval(), (torch.ones(3, 16),))
-            (node,) = model.rms_norm_ops()
-            found[name] = node.encoding.value
-        self.assertEqual(
-            found, {"plain": "stablehlo_custom_call", "scaled": "composite"}
-        )
+            found[name] = [node.encoding.value for node in model.rms_norm_ops()]
+        self.assertEqual(found, {"plain": ["stablehlo_custom_call"], "scaled": []})
 
     @parameterized.parameters(
         (b"",), (b"\x00",), (bytes(range(40)),), (b'{"epsilon": 1e-6}',)
@@ -172,6 +283,119 @@ class TranslationTest(parameterized.TestCase):
             ValueError, f"subgraph 0, operator {node.operator}: custom_options"
         ):
             encoding.translate(flatbuffer.to_bytes(model), "stablehlo_custom_call")
+
+
+def decomposition(b, shape, axes=-1, dtype=np.float32):
+    """Appends a subgraph that is a norm of x of that shape; returns its index."""
+    with b.branch(b"decomposition") as index:
+        x, weight = b.input(shape, dtype), b.input((16,))
+        mean = b.reduce("MEAN", b("MUL", x, x), axes)
+        inverse = b("RSQRT", b("ADD", mean, b.constant(1e-3)))
+        b.subgraph.outputs = [b("MUL", b("MUL", x, inverse), weight)]
+    return index
+
+
+class CompositeTest(parameterized.TestCase):
+    """Composites that are not the RMSNorm of their operands."""
+
+    def _check(self, b, reason):
+        model, report = arn.fuse(flatbuffer.to_bytes(b.model))
+        self.assertEmpty(report.fused)
+        self.assertRegex(report.skipped[0].reason, reason)
+        self.assertEmpty(model.rms_norm_ops())
+
+    def _builder(self, shape, weight_shape=(16,), **kwargs):
+        b = Builder()
+        x = b.input(shape, **kwargs)
+        weight = b.tensor(weight_shape, data=np.ones(weight_shape))
+        y = b.tensor(shape, **kwargs)
+        b.subgraph.outputs = [y]
+        return b, [x, weight], [y]
+
+    def test_another_rank(self):
+        """Axis 2 is not the last one outside."""
+        b, inputs, outputs = self._builder((1, 2, 3, 16))
+        b.composite(inputs, outputs, decomposition(b, (2, 3, 16)), 1e-3)
+        self._check(b, r"input 0 is float32 \[1, 2, 3, 16\], that of its decomposition")
+
+    def test_axes_that_a_placeholder_hides(self):
+        b, inputs, outputs = self._builder((1, 16), signature=[-1, 16])
+        index = decomposition(b, (1, 16), axes=(0, 1))
+        b.composite(inputs, outputs, index, 1e-3)
+        self._check(b, "over the axes")
+
+    def test_another_shape_signature(self):
+        b, inputs, outputs = self._builder((1, 16), signature=[-1, 16])
+        b.composite(inputs, outputs, decomposition(b, (1, 16)), 1e-3)
+        self._check(b, r"input 0 is float32 \[-1, 16\]")
+
+    @parameterized.parameters(np.int32, np.float16)
+    def test_another_type(self, dtype):
+        b, inputs, outputs = self._builder((2, 16), dtype=dtype)
+        b.composite(inputs, outputs, decomposition(b, (2, 16)), 1e-3)
+        self._check(b, f"input 0 is {np.dtype(dtype)}")
+
+    def test_weight_of_another_shape(self):
+        b, inputs, outputs = self._builder((2, 16), weight_shape=())
+        b.composite(inputs, outputs, decomposition(b, (2, 16)), 1e-3)
+        self._check(b, r"input 1 is float32 \[\]")
+
+    def test_another_epsilon(self):
+        b, inputs, outputs = self._builder((2, 16))
+        b.composite(inputs, outputs, decomposition(b, (2, 16)), 1.00001e-3)
+        self._check(b, "its epsilon is 0.001")
+
+    def test_another_weight(self):
+        """The inside multiplies by a constant of its own."""
+        b, inputs, outputs = self._builder((2, 16))
+        index = decomposition(b, (2, 16))
+        inside = b.model.subgraphs[index]
+        inside.inputs = inside.inputs[:1]
+        data = np.frombuffer(np.full(16, 2, np.float32).tobytes(), np.uint8)
+        inside.tensors[1].buffer = edit.append_buffer(b.model, data)
+        b.composite(inputs[:1], outputs, index, 1e-3)
+        self._check(b, "its weight is not an input")
+
+    def test_weight_of_ones_inside(self):
+        b, inputs, outputs = self._builder((2, 16))
+        index = decomposition(b, (2, 16))
+        inside = b.model.subgraphs[index]
+        inside.inputs = inside.inputs[:1]
+        data = np.frombuffer(np.ones(16, np.float32).tobytes(), np.uint8)
+        inside.tensors[1].buffer = edit.append_buffer(b.model, data)
+        b.composite(inputs[:1], outputs, index, 1e-3)
+        _, report = arn.fuse(flatbuffer.to_bytes(b.model))
+        self.assertEqual([f.has_weight for f in report.fused], [False])
+
+    @parameterized.parameters(True, False)
+    def test_itself(self, directly):
+        """To run such a decomposition would never end."""
+        b, inputs, outputs = self._builder((2, 16))
+        index = decomposition(b, (2, 16))
+        other = decomposition(b, (2, 16))
+        b.composite(inputs, outputs, index, 1e-3)
+        reference = b.subgraph.operators[-1]
+        for subgraph, target in ((index, index if directly else other), (other, index)):
+            operator = copy.deepcopy(reference)
+            operator.inputs = list(b.model.subgraphs[subgraph].inputs)
+            operator.outputs = list(b.model.subgraphs[subgraph].outputs)
+            operator.builtinOptions2.decompositionSubgraphIndex = target
+            b.model.subgraphs[subgraph].operators = [operator]
+        self._check(b, "holds 0 norms")
+
+    def test_more_inside(self):
+        b, inputs, outputs = self._builder((2, 16))
+        index = decomposition(b, (2, 16))
+        b.composite(inputs, outputs, index, 1e-3)
+        main, b.subgraph = b.subgraph, b.model.subgraphs[index]
+        b.subgraph.outputs = [b("ABS", b.subgraph.outputs[0])]
+        b.subgraph = main
+        self._check(b, r"it computes more, in operator 6 \(ABS\)")
+
+    def test_unknown_operands(self):
+        b, inputs, outputs = self._builder((2, 16))
+        b.composite([inputs[0], -1], outputs, decomposition(b, (2, 16)), 1e-3)
+        self._check(b, "inputs")
 
 
 class FileTest(parameterized.TestCase):

@@ -6,15 +6,8 @@ from ai_edge_litert import interpreter as litert
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.tflite import flatbuffer
-from tests.chains import (
-    EPSILON,
-    SIZE,
-    WEIGHT,
-    Graph,
-    circle_graph,
-    if_graph,
-    tensorflow_graph,
-)
+from testing.tflite_builder import Builder
+from tests.pattern_cases import EPSILON, SIZE, WEIGHT, circle_graph, if_graph, norm_graph
 
 
 def _random(*shape, dtype=np.float32):
@@ -67,66 +60,31 @@ class FusePrimitivesTest(parameterized.TestCase):
         for actual, value in zip(_outputs(fused), expected, strict=True):
             np.testing.assert_allclose(actual, value, rtol=rtol, atol=1e-7)
 
-    @parameterized.parameters(
-        {},
-        {"square": "SQUARE"},
-        {"square": "POW", "root": "SQRT 1 DIV"},
-        {"square": "POW", "root": "SQRT DIV"},
-        {"root": "POW"},
-        {"order": "inverse weight x"},
-        {"order": "x weight inverse"},
-        {"order": "no weight"},
-        {"keep_dims": False},
-        {"keep_dims": False, "root": "SQRT DIV", "weight_rank": 3},
-        {"axis": 2},
-        {"reshaped": True},
-        {"reshaped": True, "root": "SQRT DIV"},
-        {"x_shape": (SIZE,), "axis": 0},
-        {"x_shape": (3, 2, 2, SIZE), "weight_rank": 4},
-    )
-    def test_chains(self, **kwargs):
-        graph, outputs = tensorflow_graph(**kwargs)
-        x = _random(*kwargs.get("x_shape", (2, 3, SIZE)))
-        self._check(graph.content(*outputs), x)
-
-    @parameterized.parameters(
-        {"axis": 1},
-        {"also": "square"},
-        {"also": "mean"},
-        {"also": "shifted"},
-        {"epsilon": 0.0},
-        {"epsilon": np.full((2, 3, 1), 1e-3)},
-        {"activation": 1},
-    )
-    def test_left_alone(self, **kwargs):
-        graph, outputs = tensorflow_graph(**kwargs)
-        self._check(graph.content(*outputs), _random(2, 3, SIZE), delegated=0)
-
     @parameterized.parameters((0, 0), (1, 0), (2, 0), (3, 0), (4, 1))
     def test_intermediate_used_elsewhere(self, index, delegated):
         """By another operator: only the normalized x may be, without the weight."""
-        graph, (y,) = tensorflow_graph()
+        graph, y = norm_graph()
         tensor = graph.subgraph.operators[index].outputs[0]
         content = graph.content(graph("ADD", y, tensor))
         self._check(content, _random(2, 3, SIZE), delegated=delegated)
 
     def test_intermediate_used_by_another_norm(self):
         """Both are claimed, so the partition alone would not tell."""
-        graph, (y,) = tensorflow_graph()
+        graph, y = norm_graph()
         inverse = graph.subgraph.operators[3].outputs[0]
         y2 = graph("MUL", graph.subgraph.inputs[0], inverse)
         self._check(graph.content(y, y2), _random(2, 3, SIZE), delegated=0)
 
     def test_computed_weight(self):
         """It stays a MUL: in the plan it may come after the norm's other nodes."""
-        graph, (y,) = tensorflow_graph(order="no weight")
+        graph, y = norm_graph(has_weight=False)
         w = graph.input((SIZE,))
         content = graph.content(graph("MUL", y, graph("ADD", w, w)))
         self._check(content, _random(2, 3, SIZE), WEIGHT)
 
     def test_adjacent_norms(self):
         """Two chains in one partition, with the tensor between them inside."""
-        graph, (y,) = tensorflow_graph()
+        graph, y = norm_graph()
         mean = graph(
             "MEAN", graph("MUL", y, y), graph.constant([2], np.int32), shape=(2, 3, 1)
         )
@@ -137,7 +95,7 @@ class FusePrimitivesTest(parameterized.TestCase):
         self._check(graph.content(z, y), x)
 
     def test_half_precision(self):
-        g = Graph()
+        g = Builder()
         x = g.input((2, SIZE), np.float16)
         wide = g("CAST", x, dtype=np.float32)
         mean = g("MEAN", g("MUL", wide, wide), g.constant([1], np.int32), shape=(2, 1))
@@ -152,10 +110,10 @@ class FusePrimitivesTest(parameterized.TestCase):
     @parameterized.parameters(False, True)
     def test_half_precision_inside_of_a_graph(self, used_elsewhere):
         """The runtime gives x's memory to others after the CAST that reads it."""
-        g, shape = Graph(), (4, 256)
+        g, shape = Builder(), (4, 256)
         x = g.input(shape)
         narrow = g("CAST", g("ADD", x, x), shape=shape, dtype=np.float16)
-        wide = g("CAST", narrow)
+        wide = g("CAST", narrow, dtype=np.float32)
         turned = g("REVERSE_V2", wide, g.constant([1], np.int32), shape=shape)
         other = turned if used_elsewhere else x
         other = g("REVERSE_V2", other, g.constant([0], np.int32), shape=shape)
@@ -166,7 +124,7 @@ class FusePrimitivesTest(parameterized.TestCase):
 
     @parameterized.parameters(1, 2)
     def test_nodes_in_a_circle(self, length):
-        g = Graph()
+        g = Builder()
         g.input((2, SIZE))
         start = index = g.tensor((2, SIZE))
         for _ in range(length):
@@ -183,7 +141,7 @@ class FusePrimitivesTest(parameterized.TestCase):
 
     def test_statistic_of_other_rows(self):
         """At axis 0, which only rows of 1, as before resizing, make look right."""
-        g = Graph()
+        g = Builder()
         x = g.input((1, 1, SIZE), signature=[-1, 1, SIZE])
         mean = g("MEAN", g("MUL", x, x), g.constant([2], np.int32), shape=(1, 1))
         inverse = g("RSQRT", g("ADD", mean, g.constant(EPSILON)))
@@ -197,14 +155,11 @@ class FusePrimitivesTest(parameterized.TestCase):
         self._check(g.content(y), _random(3, 1, SIZE), delegated=0)
 
     def test_dynamic_rows(self):
-        graph, outputs = tensorflow_graph(signature=[-1, 3, SIZE])
-        for tensor in graph.subgraph.tensors:
-            if tensor.buffer == 0:
-                tensor.shapeSignature = [-1, *tensor.shape[1:]]
-        self._check(graph.content(*outputs), _random(7, 3, SIZE))
+        graph, y = norm_graph(signature=[-1, 3, SIZE])
+        self._check(graph.content(y), _random(7, 3, SIZE))
 
     def test_beside_xnnpack(self):
-        graph, (y,) = tensorflow_graph()
+        graph, y = norm_graph()
         matrix = graph.constant(_random(SIZE, SIZE))
         z = graph("FULLY_CONNECTED", y, matrix, -1, shape=(6, SIZE))
         content = graph.content(z)
@@ -222,9 +177,9 @@ class FusePrimitivesTest(parameterized.TestCase):
         np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-6)
 
     def test_off_by_default(self):
-        graph, outputs = tensorflow_graph()
+        graph, y = norm_graph()
         interpreter = arn.Interpreter(
-            model_content=graph.content(*outputs),
+            model_content=graph.content(y),
             experimental_op_resolver_type=(
                 litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             ),

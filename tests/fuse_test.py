@@ -21,15 +21,9 @@ from transformers.models.llama import modeling_llama
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.tflite import edit, flatbuffer
-from tests.chains import (
-    EPSILON,
-    SIZE,
-    WEIGHT,
-    Graph,
-    circle_graph,
-    if_graph,
-    tensorflow_graph,
-)
+from testing.tflite_builder import Builder
+from tests import pattern_cases
+from tests.pattern_cases import EPSILON, SIZE, WEIGHT, circle_graph, if_graph, norm_graph
 
 _OP = schema.BuiltinOperator
 
@@ -183,7 +177,7 @@ class ConverterTest(parameterized.TestCase):
                 [(*t[:3], None if t[3] is None else t[3].tobytes()) for t in tensors],
             )
 
-        ours = {(n.subgraph, n.operator) for n in model.rms_norm_ops()}
+        ours = {(n.subgraph, o) for n in model.rms_norm_ops() for o in n.operators}
         for s in (0, 1):
             left = [
                 described(before, s, o)
@@ -232,10 +226,8 @@ class ConverterTest(parameterized.TestCase):
         model, report = arn.fuse(content)
         self.assertEqual([f.source for f in report.fused], ["composite"])
         (skipped,) = report.skipped
-        self.assertIn("computes something else", skipped.reason)
-        self.assertCountEqual(
-            [n.encoding.value for n in model.rms_norm_ops()], ["custom", "composite"]
-        )
+        self.assertIn("is something else", skipped.reason)
+        self.assertEqual([n.encoding.value for n in model.rms_norm_ops()], ["custom"])
         np.testing.assert_allclose(
             model(x.numpy()), module(x).detach().numpy(), rtol=1e-5, atol=1e-5
         )
@@ -315,52 +307,65 @@ class ConverterTest(parameterized.TestCase):
 
 
 class ChainTest(parameterized.TestCase):
-    """Chains as TensorFlow, Keras and onnx2tf write them."""
+    """Chains as TensorFlow, Keras and onnx2tf write them: what is left of them."""
 
-    @parameterized.parameters(
-        {},
-        {"square": "SQUARE"},
-        {"square": "POW", "root": "SQRT 1 DIV"},
-        {"square": "POW", "root": "SQRT DIV"},
-        {"root": "POW"},
-        {"order": "inverse weight x"},
-        {"order": "x weight inverse"},
-        {"keep_dims": False},
-        {"keep_dims": False, "root": "SQRT DIV", "weight_rank": 3},
-        {"dequantize": True},
-        {"dequantize": True, "weight_rank": 3},
-        {"axis": 2},
-        {"reshaped": True},
-        {"reshaped": True, "root": "SQRT DIV"},
-        {"x_shape": (SIZE,), "axis": 0},
-        {"x_shape": (3, 2, 2, SIZE)},
+    @parameterized.named_parameters(
+        ("rsqrt", [], 3, 2),
+        ("pow_2", [], 3, 2),
+        # With a constant that nothing has read before either.
+        ("weight_with_dimensions", [], 4, 3),
+        ("weight_dequantized_with_dimensions", ["DEQUANTIZE"], 5, 3),
+        ("weight_reshaped", [], 3, 2),
+        ("statistic_expanded", [], 3, 2),
+        ("float16", [], 3, 2),
+        ("range_safe", [], 3, 2),
     )
-    def test_fused(self, **kwargs):
-        graph, outputs = tensorflow_graph(**kwargs)
-        content = graph.content(*outputs)
-        model, report = arn.fuse(content)
-        self.assertEmpty(report.skipped)
-        left = ["DEQUANTIZE"] if "dequantize" in kwargs else []
-        left += ["RESHAPE"] if "reshaped" in kwargs else []
+    def test_nothing_stays_behind(self, left, tensors, buffers):
+        name = self._testMethodName.removeprefix("test_nothing_stays_behind_")
+        (case,) = (c for c in pattern_cases.NORMS if c.name == name)
+        model, _ = arn.fuse(case.chain())
         self.assertEqual(operators(bytes(model)), [*left, "CUSTOM"])
-        (fused,) = report.fused
-        self.assertEqual((fused.epsilon, fused.has_weight), (EPSILON, True))
-        x = random(*kwargs.get("x_shape", (2, 3, SIZE)))
-        (expected,) = run(content, x)
-        (actual,) = run(bytes(model), x, fused=True)
-        np.testing.assert_allclose(actual, expected, rtol=4e-6, atol=1e-7)
-        # Nothing of the chain stays behind.
         tree = flatbuffer.read(bytes(model))
-        reshapes = left.count("RESHAPE")
-        self.assertLen(tree.subgraphs[0].tensors, 3 + len(left) + reshapes)
-        self.assertLen(tree.buffers, 2 + reshapes)
+        self.assertLen(tree.subgraphs[0].tensors, tensors)
+        self.assertLen(tree.buffers, buffers)
+
+    def test_leading_dimension(self):
+        """litert-torch leaves leading ones out before a broadcast."""
+        b = Builder()
+        flat = b.input((2, 3, SIZE))
+        x = b.reshape(flat, (1, 2, 3, SIZE))
+        mean = b.reduce("MEAN", b("MUL", flat, x))
+        inverse = b("RSQRT", b("ADD", mean, b.constant(EPSILON)))
+        content = b.content(b("MUL", b("MUL", x, inverse), b.constant(WEIGHT)))
+        model, report = arn.fuse(content)
+        self.assertLen(report.fused, 1)
+        self.assertEqual(operators(bytes(model)), ["RESHAPE", "CUSTOM"])
+        value = random(2, 3, SIZE)
+        np.testing.assert_allclose(
+            run(bytes(model), value, fused=True)[0], run(content, value)[0], rtol=4e-6
+        )
+
+    def test_signature_of_an_intermediate(self):
+        """It is an output then, although the subgraph does not say so."""
+        graph, y = norm_graph()
+        mean = graph.subgraph.operators[1].outputs[0]
+        graph.model.signatureDefs = [
+            schema.SignatureDefT(
+                inputs=[schema.TensorMapT(b"x", 0)],
+                outputs=[schema.TensorMapT(b"y", y), schema.TensorMapT(b"m", mean)],
+                signatureKey=b"serving_default",
+                subgraphIndex=0,
+            )
+        ]
+        content = graph.content(y)
+        model, report = arn.fuse(content)
+        self.assertEmpty(report.fused)
+        self.assertIn("is an output of the graph", report.skipped[0].reason)
+        self.assertEqual(operators(bytes(model)), operators(content))
 
     def test_dynamic_rows(self):
-        graph, outputs = tensorflow_graph(signature=[-1, 3, SIZE])
-        for tensor in graph.subgraph.tensors:
-            if tensor.buffer == 0:
-                tensor.shapeSignature = [-1, *tensor.shape[1:]]
-        model, report = arn.fuse(graph.content(*outputs))
+        graph, y = norm_graph(signature=[-1, 3, SIZE])
+        model, report = arn.fuse(graph.content(y))
         self.assertLen(report.fused, 1)
         interpreter = arn.Interpreter(model_content=bytes(model))
         interpreter.resize_tensor_input(0, (7, 3, SIZE))
@@ -374,7 +379,7 @@ class ChainTest(parameterized.TestCase):
 
     def test_shared_statistic_stays_one(self):
         """Two weights for one x: the norm is fused once, without either."""
-        graph, (y,) = tensorflow_graph(order="no weight")
+        graph, y = norm_graph(has_weight=False)
         first = graph("MUL", y, graph.constant(WEIGHT))
         second = graph("MUL", y, graph.constant(2 * WEIGHT))
         content = graph.content(first, second)
@@ -389,7 +394,7 @@ class ChainTest(parameterized.TestCase):
 
     def test_shared_constant_stays(self):
         """A weight that another operator adds."""
-        graph, (y,) = tensorflow_graph()
+        graph, y = norm_graph()
         tensors = graph.subgraph.tensors
         weight = next(
             i for i, t in enumerate(tensors) if t.buffer and t.shape == [SIZE]
@@ -407,58 +412,15 @@ class ChainTest(parameterized.TestCase):
 
 
 class RefusalTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ({"axis": 1}, "over the axes"),
-        ({"also": "square"}, "is an output of the graph"),
-        ({"also": "mean"}, "is an output of the graph"),
-        ({"also": "shifted"}, "is an output of the graph"),
-        ({"epsilon": 0.0}, "epsilon must be finite and > 0, it is 0.0"),
-        ({"epsilon": np.full((2, 3, 1), 1e-3)}, "no scalar"),
-    )
-    def test_left_alone(self, kwargs, reason):
-        graph, outputs = tensorflow_graph(**kwargs)
-        content = graph.content(*outputs)
-        model, report = arn.fuse(content)
-        self.assertEmpty(report.fused)
-        (skipped,) = report.skipped
-        self.assertIn(reason, skipped.reason)
-        self.assertEqual(operators(bytes(model)), operators(content))
-
-    @parameterized.parameters("square", "mean", "inverse", "normalized")
-    def test_intermediate_used_elsewhere(self, which):
-        graph, (y,) = tensorflow_graph()
-        index = {"square": 0, "mean": 1, "inverse": 3, "normalized": 4}[which]
-        tensor = graph.subgraph.operators[index].outputs[0]
-        other = graph("ADD", y, tensor)
-        model, report = arn.fuse(graph.content(other))
-        if which == "normalized":  # It is the output of a norm without weight.
-            self.assertEqual([f.has_weight for f in report.fused], [False])
-            return
-        self.assertEmpty(report.fused)
-        self.assertRegex(
-            report.skipped[0].reason, r"is used by operator \d+ \((ADD|MUL)"
-        )
-
-    def test_what_is_none_is_not_mentioned(self):
-        """A fused activation, sums for means, another x: no RMSNorm at all."""
-        graph, outputs = tensorflow_graph(activation=1)
-        self.assertEmpty(arn.fuse(graph.content(*outputs))[1].fused)
-        g = Graph()
-        x, z = g.input((2, SIZE)), g.input((2, SIZE))
-        mean = g("MEAN", g("MUL", x, x), g.constant([1], np.int32), shape=(2, 1))
-        y = g("MUL", z, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
-        _, report = arn.fuse(g.content(y))
-        self.assertEmpty(report.fused)
-        self.assertIn("by something else", report.skipped[0].reason)
-        g = Graph()
-        x, z = g.input((2, SIZE)), g.input((2, SIZE))
-        mean = g("MEAN", g("MUL", x, z), g.constant([1], np.int32), shape=(2, 1))
-        y = g("MUL", x, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
-        _, report = arn.fuse(g.content(y))
-        self.assertEqual((report.fused, report.skipped), ((), ()))
+    def test_norm_without_its_weight(self):
+        """What is used before the weight is the output of a norm without weight."""
+        graph, y = norm_graph()
+        normalized = graph.subgraph.operators[4].outputs[0]
+        _, report = arn.fuse(graph.content(graph("ADD", y, normalized)))
+        self.assertEqual([f.has_weight for f in report.fused], [False])
 
     def test_rounding_to_integers(self):
-        g = Graph()
+        g = Builder()
         x = g.input((2, SIZE))
         mean = g("MEAN", g("MUL", x, x), g.constant([1], np.int32), shape=(2, 1))
         y = g("MUL", x, g("RSQRT", g("ADD", mean, g.constant(1e-3))))
@@ -469,22 +431,19 @@ class RefusalTest(parameterized.TestCase):
         self.assertFalse(report.fused[0].has_weight)
 
     def test_dynamic_hidden_size(self):
-        graph, outputs = tensorflow_graph(signature=[2, 3, -1])
-        for tensor in graph.subgraph.tensors:
-            if tensor.shape == [2, 3, SIZE]:
-                tensor.shapeSignature = [2, 3, -1]
-        _, report = arn.fuse(graph.content(*outputs))
+        graph, y = norm_graph(signature=[2, 3, -1])
+        _, report = arn.fuse(graph.content(y))
         self.assertIn("not static", report.skipped[0].reason)
 
     def test_control_dependencies(self):
-        graph, outputs = tensorflow_graph()
+        graph, y = norm_graph()
         edit.set_metadata(graph.model, "model_control_dependencies", b"\0")
         with self.assertRaisesRegex(ValueError, "model_control_dependencies"):
-            arn.fuse(graph.content(*outputs))
+            arn.fuse(graph.content(y))
 
     @parameterized.parameters("CAST", "RESHAPE")
     def test_operators_in_a_circle(self, name):
-        g = Graph()
+        g = Builder()
         g.input((2, SIZE))
         before = g.tensor((2, SIZE))
         g(name, before, shape=(2, SIZE))
@@ -496,10 +455,10 @@ class RefusalTest(parameterized.TestCase):
 
     @parameterized.parameters("inputs", "outputs")
     def test_operator_without_operands(self, field):
-        g, outputs = tensorflow_graph()
+        g, y = norm_graph()
         setattr(g.subgraph.operators[3], field, [])
         with self.assertRaisesRegex(ValueError, "operator 3, RSQRT, must have"):
-            arn.fuse(g.content(*outputs))
+            arn.fuse(g.content(y))
 
     def test_bad_input(self):
         with self.assertRaisesRegex(ValueError, "no .tflite"):
@@ -512,7 +471,7 @@ class RefusalTest(parameterized.TestCase):
 
 class LargeFileTest(absltest.TestCase):
     def _large(self, size, external=False) -> schema.ModelT:
-        graph, (y,) = tensorflow_graph()
+        graph, y = norm_graph()
         weights = np.arange(size, dtype=np.uint8)
         columns = size // (4 * SIZE)
         matrix = graph.tensor((columns, SIZE))
@@ -534,7 +493,7 @@ class LargeFileTest(absltest.TestCase):
         # Not ru_maxrss, which begins with what this process takes.
         code = (
             "import pathlib, re, sys\n"
-            "from ai_edge_rms_norm import flatbuffer, fusion\n"
+            "from ai_edge_rms_norm.tflite import flatbuffer, fuse\n"
             "def peak():\n"
             "    status = pathlib.Path('/proc/self/status').read_text()\n"
             "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"

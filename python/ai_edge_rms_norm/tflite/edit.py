@@ -5,7 +5,7 @@ it.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import flatbuffers
 import numpy as np
@@ -21,11 +21,13 @@ __all__ = [
     "constant_data",
     "custom_options",
     "drop_subgraphs",
-    "drop_tensors",
+    "drop_unused_tensors",
+    "interfaces",
     "intern_operator_code",
     "octets",
     "set_metadata",
     "sort_operator_codes",
+    "text",
 ]
 
 # Buffer.data (force_align: 16) in schema.fbs.
@@ -67,6 +69,11 @@ class AlignedBuffer(schema.BufferT):
         schema.BufferAddOffset(builder, self.offset)
         schema.BufferAddSize(builder, self.size)
         return schema.BufferEnd(builder)
+
+
+def text(value: bytes | str | None) -> str:
+    """Returns a string of the tree, which the generated code reads as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
 def octets(vector: Iterable[int] | None) -> bytes:
@@ -114,18 +121,25 @@ def set_metadata(model: schema.ModelT, name: str, value: bytes) -> None:
 
 
 def intern_operator_code(
-    model: schema.ModelT, builtin: int, custom_code: str | None = None
+    model: schema.ModelT,
+    builtin: int,
+    custom_code: str | None = None,
+    version: int = 1,
 ) -> int:
-    """Returns the index of an operator code of version 1, appended if missing."""
+    """Returns the index of an operator code, appended if missing."""
     name = None if custom_code is None else custom_code.encode()
     for index, code in enumerate(model.operatorCodes):
-        if (code.builtinCode, code.customCode, code.version) == (builtin, name, 1):
+        if (code.builtinCode, code.customCode, code.version) == (
+            builtin,
+            name,
+            version,
+        ):
             return index
     model.operatorCodes.append(
         schema.OperatorCodeT(
             deprecatedBuiltinCode=min(builtin, _PLACEHOLDER_FOR_GREATER_OP_CODES),
             customCode=name,
-            version=1,
+            version=version,
             builtinCode=builtin,
         )
     )
@@ -169,12 +183,16 @@ def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
     """Removes subgraphs and the buffers only they used; not what others refer to."""
     if not dropped:
         return
-    used = {signature.subgraphIndex for signature in model.signatureDefs or ()}
-    for i, subgraph in enumerate(model.subgraphs):
-        if i not in dropped:
-            used.update(*map(called_subgraphs, subgraph.operators))
-    if dropped & used:
-        return drop_subgraphs(model, dropped - used)  # What is kept uses others.
+    pending = [i for i in range(len(model.subgraphs)) if i not in dropped]
+    pending += [int(s.subgraphIndex) for s in model.signatureDefs or ()]
+    reached = set()
+    while pending:  # What is kept uses others.
+        i = pending.pop()
+        if i not in reached:
+            reached.add(i)
+            for operator in model.subgraphs[i].operators:
+                pending += called_subgraphs(operator)
+    dropped = dropped - reached
     candidates = {t.buffer for i in dropped for t in model.subgraphs[i].tensors}
     kept = [i for i in range(len(model.subgraphs)) if i not in dropped]
     model.subgraphs = [model.subgraphs[i] for i in kept]
@@ -189,17 +207,57 @@ def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
     _drop_buffers(model, candidates)
 
 
-def drop_tensors(model: schema.ModelT, subgraph_index: int, dropped: set[int]) -> None:
-    """Removes tensors that nothing refers to, and the buffers only they used."""
-    if not dropped:
-        return
-    subgraph = model.subgraphs[subgraph_index]
-    candidates = {subgraph.tensors[i].buffer for i in dropped}
+def interfaces(model: schema.ModelT) -> dict[int, set[int]]:
+    """Returns the tensors that signatures name, by the index of their subgraph."""
+    named: dict[int, set[int]] = {}
+    for signature in model.signatureDefs or ():
+        entries = (*(signature.inputs or ()), *(signature.outputs or ()))
+        tensors = named.setdefault(int(signature.subgraphIndex), set())
+        tensors.update(int(entry.tensorIndex) for entry in entries)
+    return named
+
+
+def drop_unused_tensors(
+    model: schema.ModelT, candidates: Mapping[int, set[int]]
+) -> None:
+    """Removes those of the candidates that nothing refers to, and their buffers.
+
+    Args:
+      model: The model.
+      candidates: Tensors by the index of their subgraph.
+    """
+    named = interfaces(model)
+    renumbered: dict[int, dict[int, int]] = {}
+    buffers: set[int] = set()
+    for s, tensors in candidates.items():
+        subgraph = model.subgraphs[s]
+        dropped = tensors - _used_tensors(subgraph) - named.get(s, set())
+        if dropped:
+            buffers.update(subgraph.tensors[i].buffer for i in dropped)
+            renumbered[s] = _drop_tensors(subgraph, dropped)
+    for signature in model.signatureDefs or ():
+        new_index = renumbered.get(int(signature.subgraphIndex))
+        if new_index is not None:
+            for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
+                entry.tensorIndex = new_index[int(entry.tensorIndex)]
+    _drop_buffers(model, buffers)
+
+
+def _used_tensors(subgraph: schema.SubGraphT) -> set[int]:
+    used = {int(i) for i in (*subgraph.inputs, *subgraph.outputs)}
+    for operator in subgraph.operators:
+        for tensors in (operator.inputs, operator.outputs, operator.intermediates):
+            used.update(() if tensors is None else map(int, tensors))
+    return used
+
+
+def _drop_tensors(subgraph: schema.SubGraphT, dropped: set[int]) -> dict[int, int]:
+    """Removes tensors that nothing refers to; returns the indices of the others."""
     kept = [i for i in range(len(subgraph.tensors)) if i not in dropped]
     new_index = {old: new for new, old in enumerate(kept)}
     new_index[OPTIONAL_TENSOR] = OPTIONAL_TENSOR
 
-    def renumber(indices):
+    def renumber(indices: Iterable[int] | None) -> list[int] | None:
         return None if indices is None else [new_index[int(i)] for i in indices]
 
     subgraph.tensors = [subgraph.tensors[i] for i in kept]
@@ -209,15 +267,13 @@ def drop_tensors(model: schema.ModelT, subgraph_index: int, dropped: set[int]) -
         operator.inputs = renumber(operator.inputs)
         operator.outputs = renumber(operator.outputs)
         operator.intermediates = renumber(operator.intermediates)
-    for signature in model.signatureDefs or ():
-        if signature.subgraphIndex == subgraph_index:
-            for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
-                entry.tensorIndex = new_index[entry.tensorIndex]
-    _drop_buffers(model, candidates)
+    return new_index
 
 
 def _drop_buffers(model: schema.ModelT, candidates: set[int]) -> None:
     """Removes those of the candidates that nothing refers to."""
+    if not candidates:
+        return
     holders = [t for subgraph in model.subgraphs for t in subgraph.tensors]
     holders += model.metadata or []
     unused = candidates - {holder.buffer for holder in holders} - {0}

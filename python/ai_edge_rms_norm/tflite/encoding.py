@@ -5,32 +5,45 @@
 `custom`: builtin CUSTOM (32), the call target as custom_code, epsilon in a FlexBuffers
   map. What runtimes hand to a delegate or a registered kernel.
 `composite`: builtin STABLEHLO_COMPOSITE (206) `odml.rms_norm` with a decomposition
-  into primitive operators, for compilers that know the name (NPU, GPU) and runtimes
-  that do not. add_rms_norm becomes ADD and a composite.
+  into plain operators, for compilers that know the name and runtimes that do not.
+`ml_drift`: builtin CUSTOM `custom_call.RmsNorm`, options as `custom`: one kernel on
+  LiteRT's GPU accelerator.
+`decomposed`: plain operators, in a form whose intermediates fit float16 (`composite`).
+
+In the last three add_rms_norm becomes ADD and a norm. Composite and `ml_drift` always
+have a weight, of ones if there is none.
 """
 
+import collections
 import copy
 import dataclasses
 import enum
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
-from ai_edge_rms_norm.tflite import edit, flatbuffer, op_options
+from ai_edge_rms_norm import pattern
+from ai_edge_rms_norm.tflite import composite, edit, flatbuffer, op_options
+from ai_edge_rms_norm.tflite.graph import Graph
 
 __all__ = [
     "Encoding",
     "RmsNormOp",
     "find_ops",
+    "SkippedNorm",
+    "Survey",
     "is_rms_norm_composite",
-    "rms_norm_composites",
+    "rewrite",
     "translate",
     "translate_model",
 ]
 
 _COMPOSITE_NAME = "odml.rms_norm"
+# The name that LiteRT's GPU accelerator, ML Drift, knows; x, weight to y.
+_ML_DRIFT_NAME = "custom_call.RmsNorm"
+_NUM_OUTPUTS = {op_options.RMS_NORM: 1, op_options.ADD_RMS_NORM: 2}
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
 _OPTIONS_2 = schema.BuiltinOptions2
@@ -40,11 +53,13 @@ _CUSTOM_ATTRIBUTES = flexbuffers.Dumps({"has_side_effect": False})
 
 
 class Encoding(str, enum.Enum):
-    """One of the three encodings; the value is its name in every interface."""
+    """How RMSNorm is encoded; the value is its name in every interface."""
 
     STABLEHLO_CUSTOM_CALL = "stablehlo_custom_call"
     CUSTOM = "custom"
     COMPOSITE = "composite"
+    ML_DRIFT = "ml_drift"
+    DECOMPOSED = "decomposed"
 
     @classmethod
     def _missing_(cls, value):
@@ -54,16 +69,18 @@ class Encoding(str, enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class RmsNormOp:
-    """One operator of ours in a model.
+    """One RMSNorm in a model.
 
     Attributes:
       subgraph: Index of its subgraph.
-      operator: Index of the operator in the subgraph.
+      operator: Index of the operator that computes y.
       encoding: How it is encoded.
       call_target: `ai_edge_torch.rms_norm` or `ai_edge_torch.add_rms_norm`.
-      epsilon: As stored, a float64.
+      epsilon: As stored, a float64; of a constant, the shortest decimal that is the
+        file's float32, or what its name says.
       inputs: Tensor indices x[, weight] or x, residual[, weight].
       outputs: Tensor indices y or total, y.
+      operators: Indices of all operators that it consists of; one unless decomposed.
     """
 
     subgraph: int
@@ -73,10 +90,7 @@ class RmsNormOp:
     epsilon: float
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-
-
-def _text(value: bytes | str | None) -> str:
-    return value.decode() if isinstance(value, bytes) else value or ""
+    operators: tuple[int, ...]
 
 
 def _decode(
@@ -86,15 +100,19 @@ def _decode(
     code = model.operatorCodes[operator.opcodeIndex]
     options = operator.builtinOptions2
     if code.builtinCode == _OP.CUSTOM:
-        name = _text(code.customCode)
+        name = edit.text(code.customCode)
         if name in op_options.CALL_TARGETS:
             stored = edit.custom_options(operator)
             epsilon = op_options.decode_custom_options(stored)
             return Encoding.CUSTOM, name, epsilon
+        if name == _ML_DRIFT_NAME:
+            stored = edit.custom_options(operator)
+            epsilon = op_options.decode_custom_options(stored)
+            return Encoding.ML_DRIFT, op_options.RMS_NORM, epsilon
     elif code.builtinCode == _OP.STABLEHLO_CUSTOM_CALL and options is not None:
-        name = _text(options.callTargetName)
+        name = edit.text(options.callTargetName)
         if name in op_options.CALL_TARGETS:
-            epsilon = op_options.decode_backend_config(_text(options.backendConfig))
+            epsilon = op_options.decode_backend_config(edit.text(options.backendConfig))
             return Encoding.STABLEHLO_CUSTOM_CALL, name, epsilon
     elif is_rms_norm_composite(model, operator):
         attributes = edit.octets(options.compositeAttributes)
@@ -112,7 +130,7 @@ def is_rms_norm_composite(model: schema.ModelT, operator: schema.OperatorT) -> b
     return (
         model.operatorCodes[operator.opcodeIndex].builtinCode == _OP.STABLEHLO_COMPOSITE
         and options is not None
-        and _text(options.name) == _COMPOSITE_NAME
+        and edit.text(options.name) == _COMPOSITE_NAME
     )
 
 
@@ -121,7 +139,7 @@ def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
         0 if operands is None else len(operands)
         for operands in (operator.inputs, operator.outputs)
     )
-    expected = 1 if call_target == op_options.RMS_NORM else 2
+    expected = _NUM_OUTPUTS[call_target]
     if outputs != expected or inputs not in (expected, expected + 1):
         raise ValueError(
             f"{call_target} must have {expected} or {expected + 1} inputs and"
@@ -129,34 +147,142 @@ def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class SkippedNorm:
+    """A norm that is left alone, or that only looks like one.
+
+    Attributes:
+      subgraph: Index of the subgraph in the original file.
+      operator: Index there of the operator that computes the root, or of the composite.
+      reason: Why, in words.
+    """
+
+    subgraph: int
+    operator: int
+    reason: str
+
+
+class Survey:
+    """The norms of a model, in every encoding, and what only looks like one.
+
+    Attributes:
+      norms: In the order of the file.
+      skipped: What is not an RMSNorm, and why.
+
+    Args:
+      model: The object tree of a .tflite.
+
+    Raises:
+      ValueError: The options of an operator cannot be read, or it has not the operands
+        that it should have; the error names the operator.
+    """
+
+    def __init__(self, model: schema.ModelT):
+        self.norms: list[RmsNormOp] = []
+        self.skipped: list[SkippedNorm] = []
+        self._model = model
+        self._judge = composite.Judge(model)
+        self._matches: dict[RmsNormOp, pattern.Match[int]] = {}
+        self._graphs: dict[int, Graph] = {}
+        # The inside of a composite is what it means, to compilers that know its name.
+        decompositions = {
+            operator.builtinOptions2.decompositionSubgraphIndex
+            for subgraph in model.subgraphs
+            for operator in subgraph.operators
+            if isinstance(operator.builtinOptions2, schema.StableHLOCompositeOptionsT)
+        }
+        needed = edit.interfaces(model)
+        for s, subgraph in enumerate(model.subgraphs):
+            for o, operator in enumerate(subgraph.operators):
+                try:
+                    self._read(s, o, operator)
+                except ValueError as error:
+                    raise ValueError(f"subgraph {s}, operator {o}: {error}") from error
+            if s not in decompositions:
+                self._find(s, needed.get(s, set()))
+        self.norms.sort(key=lambda norm: (norm.subgraph, norm.operator))
+
+    def _read(self, s: int, o: int, operator: schema.OperatorT) -> None:
+        """Notes an operator that is an RMSNorm by its name."""
+        decoded = _decode(self._model, operator)
+        if decoded is None:
+            if is_rms_norm_composite(self._model, operator):
+                reason = "the composite odml.rms_norm has no attribute epsilon > 0"
+                self.skipped.append(SkippedNorm(s, o, reason))
+            return
+        encoding, call_target, epsilon = decoded
+        if encoding == Encoding.COMPOSITE:
+            subgraph = self._model.subgraphs[s]
+            why_not = self._judge.why_not(subgraph, operator, epsilon)
+            if why_not is not None:
+                reason = f"the composite odml.rms_norm is something else: {why_not}"
+                self.skipped.append(SkippedNorm(s, o, reason))
+                return
+        else:
+            _check_operands(operator, call_target)
+        inputs, outputs = (
+            tuple(int(i) for i in operands)
+            for operands in (operator.inputs, operator.outputs)
+        )
+        self.norms.append(
+            RmsNormOp(s, o, encoding, call_target, epsilon, inputs, outputs, (o,))
+        )
+
+    def _find(self, s: int, needed: set[int]) -> None:
+        """Notes the decomposed norms of a subgraph."""
+        try:
+            graph = Graph(self._model, s, needed)
+        except ValueError as error:
+            raise ValueError(f"subgraph {s}, {error}") from error
+        matches, refusals = pattern.find(graph)
+        for match in matches:
+            norm = RmsNormOp(
+                s,
+                match.ops[-1],
+                Encoding.DECOMPOSED,
+                op_options.RMS_NORM,
+                match.epsilon,
+                (match.x, *match.weights),
+                (match.y,),
+                tuple(sorted(match.ops)),
+            )
+            self.norms.append(norm)
+            self._matches[norm] = match
+        self.skipped += [SkippedNorm(s, r.root, r.reason) for r in refusals]
+        self._graphs[s] = graph
+
+    def graph(self, subgraph: int) -> Graph:
+        """Returns a subgraph as the grammar sees it."""
+        if subgraph not in self._graphs:
+            self._graphs[subgraph] = Graph(self._model, subgraph)
+        return self._graphs[subgraph]
+
+    def is_range_safe(self, norm: RmsNormOp) -> bool:
+        """Whether a norm is decomposed in the range-safe form."""
+        return norm in self._matches and self._matches[norm].range_safe
+
+    def is_translation(self, norm: RmsNormOp) -> bool:
+        """Whether a norm is in an encoding: decomposed, as `composite.build` does it.
+
+        Of the plain form, the name of the constant tells.
+        """
+        match = self._matches.get(norm)
+        if match is None or match.range_safe:
+            return True
+        name = self.graph(norm.subgraph).name(match.constant)
+        return pattern.epsilon_in_name(name) is not None
+
+
 def find_ops(model: schema.ModelT) -> list[RmsNormOp]:
-    """Lists our operators, in every encoding, in the order of the file.
+    """Lists the norms of a model, in every encoding, in the order of the file.
+
+    A composite is listed if its decomposition is an RMSNorm of its operands.
 
     Raises:
       ValueError: The options of one cannot be read, or it has not the operands that it
         should have; the error names the operator.
     """
-    nodes = []
-    for s, subgraph in enumerate(model.subgraphs):
-        for o, operator in enumerate(subgraph.operators):
-            try:
-                decoded = _decode(model, operator)
-                # A composite may have any; what it computes is looked at later.
-                if decoded and decoded[0] != Encoding.COMPOSITE:
-                    _check_operands(operator, decoded[1])
-            except ValueError as error:
-                raise ValueError(f"subgraph {s}, operator {o}: {error}") from error
-            if decoded:
-                nodes.append(
-                    RmsNormOp(
-                        s,
-                        o,
-                        *decoded,
-                        inputs=tuple(int(i) for i in operator.inputs),
-                        outputs=tuple(int(i) for i in operator.outputs),
-                    )
-                )
-    return nodes
+    return Survey(model).norms
 
 
 def _set_stablehlo_custom_call(model, operator, call_target, epsilon):
@@ -171,297 +297,333 @@ def _set_stablehlo_custom_call(model, operator, call_target, epsilon):
     )
 
 
-def _set_custom(model, operator, call_target, epsilon):
-    operator.opcodeIndex = edit.intern_operator_code(model, _OP.CUSTOM, call_target)
-    operator.customOptions = np.frombuffer(
-        op_options.encode_custom_options(epsilon), np.uint8
-    )
+def _set_custom(model, operator, name, options):
+    operator.opcodeIndex = edit.intern_operator_code(model, _OP.CUSTOM, name)
+    operator.customOptions = np.frombuffer(options, np.uint8)
 
 
-class _Decomposition:
-    """Builds the subgraph of a composite: rms_norm in primitive operators."""
+# Of the constant that stands for a weight which the operator does not have.
+_ONES_SUFFIX = "/ones"
 
-    def __init__(self, model: schema.ModelT, name: str):
+
+def _is_our_ones(model: schema.ModelT, tensor: schema.TensorT) -> bool:
+    """Whether a weight is the constant of ones that `_Writer` adds."""
+    is_named = edit.text(tensor.name).endswith(_ONES_SUFFIX)
+    return is_named and composite.is_ones(model, tensor)
+
+
+class _Writer:
+    """Writes norms of one subgraph in one encoding."""
+
+    def __init__(
+        self,
+        model: schema.ModelT,
+        subgraph: schema.SubGraphT,
+        encoding: Encoding,
+        range_safe: bool,
+    ):
         self._model = model
-        self._name = name
-        self._tensors: list[schema.TensorT] = []
-        self._operators: list[schema.OperatorT] = []
+        self._subgraph = subgraph
+        self._encoding = encoding
+        self._range_safe = range_safe
+        self._ones: dict[tuple[int, int], int] = {}
 
-    def _tensor(self, like: schema.TensorT, name: str, **changes) -> int:
-        tensor = copy.copy(like)
-        tensor.name = f"{self._name}/{name}".encode()
-        tensor.buffer, tensor.quantization, tensor.isVariable = 0, None, False
-        vars(tensor).update(changes)
-        self._tensors.append(tensor)
-        return len(self._tensors) - 1
-
-    def _constant(self, value: np.ndarray, tensor_type: int, name: str) -> int:
-        data = np.frombuffer(value.tobytes(), np.uint8)
-        shape = schema.TensorT(shape=list(value.shape), type=tensor_type)
-        buffer = edit.append_buffer(self._model, data)
-        return self._tensor(shape, name, buffer=buffer)
-
-    def _operator(self, builtin, inputs, output, options=None, options_type=0) -> int:
-        self._operators.append(
-            schema.OperatorT(
-                opcodeIndex=edit.intern_operator_code(self._model, builtin),
-                inputs=list(inputs),
-                outputs=[output],
-                builtinOptions=options,
-                builtinOptionsType=options_type,
+    def operators(self, norm: RmsNormOp) -> list[schema.OperatorT]:
+        """Returns the operators that stand for a norm in the writer's encoding."""
+        inputs = [i for i in norm.inputs if i >= 0]  # -1: the weight is left out.
+        terms = _NUM_OUTPUTS[norm.call_target]
+        weight = inputs[terms] if len(inputs) > terms else None
+        if weight is not None and _is_our_ones(
+            self._model, self._subgraph.tensors[weight]
+        ):
+            weight = None
+        options = op_options.encode_custom_options(norm.epsilon)
+        if self._encoding in (Encoding.STABLEHLO_CUSTOM_CALL, Encoding.CUSTOM):
+            inputs = inputs[:terms] + ([] if weight is None else [weight])
+            operator = schema.OperatorT(inputs=inputs, outputs=list(norm.outputs))
+            if self._encoding == Encoding.CUSTOM:
+                _set_custom(self._model, operator, norm.call_target, options)
+            else:
+                _set_stablehlo_custom_call(
+                    self._model, operator, norm.call_target, norm.epsilon
+                )
+            return [operator]
+        operators = []
+        x = inputs[0]
+        if norm.call_target == op_options.ADD_RMS_NORM:
+            x = norm.outputs[0]
+            operators.append(self._add(inputs[:2], x))
+        y = norm.outputs[-1]
+        if self._encoding == Encoding.DECOMPOSED:
+            return operators + composite.build(
+                self._model,
+                self._subgraph,
+                x,
+                weight,
+                norm.epsilon,
+                y,
+                range_safe=self._range_safe,
             )
+        operator = schema.OperatorT(
+            inputs=[x, self._ones_like(x) if weight is None else weight], outputs=[y]
         )
-        return output
+        if self._encoding == Encoding.ML_DRIFT:
+            _set_custom(self._model, operator, _ML_DRIFT_NAME, options)
+        else:
+            self._set_composite(operator, norm.epsilon, options)
+        return [*operators, operator]
 
-    def _cast(self, source: int, tensor_type: int, name: str) -> int:
-        if self._tensors[source].type == tensor_type:
-            return source
-        output = self._tensor(self._tensors[source], name, type=tensor_type)
-        options = schema.CastOptionsT(self._tensors[source].type, tensor_type)
-        return self._operator(_OP.CAST, [source], output, options, _OPTIONS.CastOptions)
-
-    def _mul(self, left: int, right: int, name: str) -> int:
-        return self._operator(
-            _OP.MUL,
-            [left, right],
-            self._tensor(self._tensors[left], name),
-            schema.MulOptionsT(),
-            _OPTIONS.MulOptions,
+    def _add(self, terms: list[int], total: int) -> schema.OperatorT:
+        return schema.OperatorT(
+            opcodeIndex=edit.intern_operator_code(self._model, _OP.ADD),
+            inputs=terms,
+            outputs=[total],
+            builtinOptionsType=_OPTIONS.AddOptions,
+            builtinOptions=schema.AddOptionsT(),
         )
 
-    def build(
-        self, x: schema.TensorT, weight: schema.TensorT | None, epsilon: float
-    ) -> int:
-        """Appends y = x * rsqrt(mean(x * x) + epsilon) * weight; returns its index."""
-        inputs = [self._tensor(x, "x")]
-        if weight is not None:
-            inputs.append(self._tensor(weight, "weight"))
-        x32 = self._cast(inputs[0], schema.TensorType.FLOAT32, "x_float32")
-        square = self._mul(x32, x32, "square")
-        row = {"shape": [*x.shape[:-1], 1]}
-        if x.shapeSignature is not None:
-            row["shapeSignature"] = [*x.shapeSignature[:-1], 1]
-        axis = self._constant(
-            np.array([len(x.shape) - 1], np.int32), schema.TensorType.INT32, "axis"
-        )
-        mean = self._operator(
-            _OP.MEAN,
-            [square, axis],
-            self._tensor(self._tensors[square], "mean", **row),
-            schema.ReducerOptionsT(keepDims=True),
-            _OPTIONS.ReducerOptions,
-        )
-        shift = self._constant(
-            np.array(epsilon, np.float32), schema.TensorType.FLOAT32, "epsilon"
-        )
-        shifted = self._operator(
-            _OP.ADD,
-            [mean, shift],
-            self._tensor(self._tensors[mean], "mean_plus_epsilon"),
-            schema.AddOptionsT(),
-            _OPTIONS.AddOptions,
-        )
-        inverse_rms = self._operator(
-            _OP.RSQRT, [shifted], self._tensor(self._tensors[mean], "inverse_rms")
-        )
-        y = self._mul(x32, inverse_rms, "normalized")
-        if weight is not None:
-            weight32 = self._cast(
-                inputs[1], schema.TensorType.FLOAT32, "weight_float32"
+    def _ones_like(self, x: int) -> int:
+        """Returns a constant of ones, one per size and type: some runtimes need it.
+
+        OpenVINO takes two inputs only, and vendors' parsers read the second unchecked.
+        """
+        tensor = self._subgraph.tensors[x]
+        size = int(tensor.shape[-1])
+        key = size, tensor.type
+        if key not in self._ones:
+            data = np.frombuffer(composite.ONE[tensor.type] * size, np.uint8)
+            name = f"{edit.text(tensor.name) or 'rms_norm'}{_ONES_SUFFIX}"
+            self._subgraph.tensors.append(
+                schema.TensorT(
+                    shape=[size],
+                    type=tensor.type,
+                    buffer=edit.append_buffer(self._model, data),
+                    name=name.encode(),
+                )
             )
-            y = self._mul(y, weight32, "scaled")
-        y = self._cast(y, x.type, "y")
-        self._model.subgraphs.append(
-            schema.SubGraphT(
-                tensors=self._tensors,
-                inputs=inputs,
-                outputs=[y],
-                operators=self._operators,
-                name=self._name.encode(),
-            )
+            self._ones[key] = len(self._subgraph.tensors) - 1
+        return self._ones[key]
+
+    def _set_composite(
+        self, operator: schema.OperatorT, epsilon: float, options: bytes
+    ) -> None:
+        model = self._model
+        x, weight = (self._subgraph.tensors[i] for i in operator.inputs)
+        decomposition = composite.build_subgraph(
+            model,
+            f"{_COMPOSITE_NAME}.impl_{len(model.subgraphs)}",
+            x,
+            weight,
+            epsilon,
+            range_safe=self._range_safe,
         )
-        return len(self._model.subgraphs) - 1
-
-
-def _composite_operators(model, subgraph, operator, call_target, epsilon):
-    """Returns the operators that stand for ours in the composite encoding."""
-    operators = []
-    inputs = list(operator.inputs)
-    if call_target == op_options.ADD_RMS_NORM:
-        total, y = operator.outputs
-        operators.append(
-            schema.OperatorT(
-                opcodeIndex=edit.intern_operator_code(model, _OP.ADD),
-                inputs=inputs[:2],
-                outputs=[total],
-                builtinOptionsType=_OPTIONS.AddOptions,
-                builtinOptions=schema.AddOptionsT(),
-            )
+        operator.opcodeIndex = edit.intern_operator_code(model, _OP.STABLEHLO_COMPOSITE)
+        operator.builtinOptions2Type = _OPTIONS_2.StableHLOCompositeOptions
+        operator.builtinOptions2 = schema.StableHLOCompositeOptionsT(
+            name=_COMPOSITE_NAME.encode(),
+            decompositionSubgraphIndex=decomposition,
+            compositeAttributes=np.frombuffer(options, np.uint8),
         )
-        inputs, operator.outputs = [total, *inputs[2:]], [y]
-    inputs = [i for i in inputs if i >= 0]  # -1: the weight is left out.
-    tensors = [subgraph.tensors[i] for i in inputs]
-    name = f"{_COMPOSITE_NAME}.impl_{len(model.subgraphs)}"
-    decomposition = _Decomposition(model, name).build(
-        tensors[0], tensors[1] if len(tensors) > 1 else None, epsilon
-    )
-    operator.inputs = inputs
-    operator.opcodeIndex = edit.intern_operator_code(model, _OP.STABLEHLO_COMPOSITE)
-    operator.builtinOptions2Type = _OPTIONS_2.StableHLOCompositeOptions
-    operator.builtinOptions2 = schema.StableHLOCompositeOptionsT(
-        name=_COMPOSITE_NAME.encode(),
-        decompositionSubgraphIndex=decomposition,
-        compositeAttributes=np.frombuffer(
-            op_options.encode_custom_options(epsilon), np.uint8
-        ),
-    )
-    return [*operators, operator]
 
 
-def _computes_rms_norm(
-    model: schema.ModelT, decomposition: int, epsilon: float
-) -> bool:
-    """Whether a composite's decomposition is rms_norm of its inputs; runs it.
-
-    The name alone does not say so: litert-torch's layer, for one, may multiply by a
-    second scale inside the composite.
-    """
-    if not 0 <= decomposition < len(model.subgraphs):
-        return False
-    subgraph = model.subgraphs[decomposition]
-    if len(subgraph.inputs) not in (1, 2) or len(subgraph.outputs) != 1:
-        return False
-    alone = copy.copy(model)
-    alone.subgraphs, alone.signatureDefs = [subgraph], None
-    used = {tensor.buffer for tensor in subgraph.tensors}
-    # Without the weights of everything else, and without its operators, of which the
-    # runtime may not know every one.
-    alone.buffers = [
-        buffer if i in used else schema.BufferT()
-        for i, buffer in enumerate(model.buffers)
-    ]
-    codes = {operator.opcodeIndex for operator in subgraph.operators}
-    alone.operatorCodes = [
-        model.operatorCodes[i if i in codes else min(codes, default=0)]
-        for i in range(len(model.operatorCodes))
-    ]
-    rng = np.random.default_rng(0)
-    inputs = []
-    try:
-        interpreter = litert.Interpreter(model_content=flatbuffer.to_bytes(alone))
-        interpreter.allocate_tensors()
-        for detail in interpreter.get_input_details():
-            # So small that epsilon matters as much as the mean square.
-            scale = np.sqrt(epsilon) if not inputs else 1.0
-            value = scale * rng.standard_normal(detail["shape"])
-            inputs.append(value.astype(detail["dtype"]))
-            interpreter.set_tensor(detail["index"], inputs[-1])
-        interpreter.invoke()
-    except (RuntimeError, ValueError):
-        return False  # It refers to other subgraphs, or the runtime does not know it.
-    y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    if not all(np.issubdtype(value.dtype, np.floating) for value in (y, *inputs)):
-        return False
-    x, *weight = [value.astype(np.float64) for value in inputs]
-    if weight and weight[0].shape != x.shape[-1:]:
-        return False
-    expected = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon)
-    expected *= weight[0] if weight else 1.0
-    resolution = np.finfo(inputs[0].dtype).eps
-    return y.shape == x.shape and np.allclose(
-        y.astype(np.float64), expected, rtol=16 * resolution, atol=4 * resolution
-    )
+# What may prepare the operands of a norm, and may have no other reader.
+_PREPARATIONS = (
+    _OP.BROADCAST_TO,
+    _OP.CAST,
+    _OP.DEQUANTIZE,
+    _OP.EXPAND_DIMS,
+    _OP.RESHAPE,
+    _OP.SQUEEZE,
+)
+# Written by the converter when the order of operators is not that of the data; it
+# names operators by index.
+_CONTROL_DEPENDENCIES = "model_control_dependencies"
 
 
-def rms_norm_composites(model: schema.ModelT) -> dict[tuple[int, int], int]:
-    """Finds the composites `odml.rms_norm` that compute rms_norm.
+class _SubgraphRewriter:
+    """Writes norms of one subgraph in another encoding."""
 
-    Returns:
-      The index of the decomposition by the indices of subgraph and operator.
+    def __init__(
+        self, model: schema.ModelT, graph: Graph, subgraph: schema.SubGraphT, writer
+    ):
+        self._model = model
+        self._graph = graph
+        self._subgraph = subgraph
+        self._writer = writer
+        # Tensors that the rewritten operators read or wrote.
+        self.touched: set[int] = set()
+
+    def run(self, norms: Sequence[RmsNormOp], needed: set[int]) -> None:
+        at = {norm.operator: norm for norm in norms}
+        taken = {o for norm in norms for o in norm.operators}
+        operators = []
+        for o, operator in enumerate(self._graph.operators):
+            if o in at:
+                operators += self._rewrite(at[o])
+            elif o not in taken:
+                operators.append(operator)
+        for o in taken:
+            tensors = (*self._graph.inputs(o), *self._graph.outputs(o))
+            self.touched.update(i for i in tensors if i >= 0)
+        self._subgraph.operators = self._without_unused(operators, taken, needed)
+
+    def _rewrite(self, norm: RmsNormOp) -> list[schema.OperatorT]:
+        terms = _NUM_OUTPUTS[norm.call_target]
+        before = []
+        if norm.encoding == Encoding.DECOMPOSED and len(norm.inputs) > terms:
+            weight, before = self._flattened_weight(norm.inputs[-1])
+            norm = dataclasses.replace(norm, inputs=(*norm.inputs[:terms], weight))
+        return before + self._writer.operators(norm)
+
+    def _flattened_weight(self, weight: int) -> tuple[int, list[schema.OperatorT]]:
+        """Returns the weight as a tensor of one dimension and what computes it."""
+        if len(self._graph.shape(weight)) == 1:
+            return weight, []
+        producer = self._graph.producer(weight)
+        if producer is None:
+            return self._flat(weight), []
+        dequantize = copy.copy(self._graph.operators[producer])
+        dequantize.inputs = [self._flat(self._graph.inputs(producer)[0])]
+        dequantize.outputs = [self._flat(weight)]
+        return dequantize.outputs[0], [dequantize]
+
+    def _flat(self, tensor: int) -> int:
+        flat = copy.copy(self._subgraph.tensors[tensor])
+        flat.shape, flat.shapeSignature = [int(flat.shape[-1])], None
+        flat.name = f"{self._graph.name(tensor)}/flat".encode()
+        self._subgraph.tensors.append(flat)
+        return len(self._subgraph.tensors) - 1
+
+    def _without_unused(
+        self,
+        operators: list[schema.OperatorT],
+        taken: set[int],
+        needed: set[int],
+    ) -> list[schema.OperatorT]:
+        """Leaves out what only the rewritten operators read: casts of x or a weight."""
+        graph = self._graph
+        uses = collections.Counter(int(i) for i in self._subgraph.outputs)
+        uses.update(needed)
+        for operator in operators:
+            uses.update(() if operator.inputs is None else map(int, operator.inputs))
+        unused: set[int] = set()
+        pending = list(self.touched)
+        while pending:
+            tensor = pending.pop()
+            o = graph.producer(tensor)
+            if (
+                o is None
+                or o in taken
+                or id(graph.operators[o]) in unused
+                or uses[tensor]
+                or graph.builtin(o) not in _PREPARATIONS
+            ):
+                continue
+            unused.add(id(graph.operators[o]))
+            inputs = [i for i in graph.inputs(o) if i >= 0]
+            uses.subtract(inputs)
+            pending += inputs
+            self.touched.update(inputs)
+        return [operator for operator in operators if id(operator) not in unused]
+
+
+def rewrite(
+    model: schema.ModelT,
+    survey: Survey,
+    norms: Iterable[RmsNormOp],
+    encoding: Encoding,
+    *,
+    range_safe: bool = True,
+) -> None:
+    """Writes norms in another encoding, in place; everything else stays.
+
+    Args:
+      model: The object tree of a .tflite.
+      survey: The survey of it.
+      norms: Those of the survey that are written.
+      encoding: The encoding that they shall have.
+      range_safe: As for `translate`.
 
     Raises:
-      ValueError: The options of an operator of ours cannot be read.
+      ValueError: The model refers to operators by index, and these would change.
     """
-    decompositions = {}
-    for node in find_ops(model):
-        if node.encoding == Encoding.COMPOSITE:
-            operator = model.subgraphs[node.subgraph].operators[node.operator]
-            decomposition = operator.builtinOptions2.decompositionSubgraphIndex
-            if _computes_rms_norm(model, decomposition, node.epsilon):
-                decompositions[node.subgraph, node.operator] = decomposition
-    return decompositions
+    norms = list(norms)
+    _check_order(model, norms, encoding)
+    by_subgraph: dict[int, list[RmsNormOp]] = collections.defaultdict(list)
+    for norm in norms:
+        by_subgraph[norm.subgraph].append(norm)
+    released = {
+        model.subgraphs[norm.subgraph]
+        .operators[norm.operator]
+        .builtinOptions2.decompositionSubgraphIndex
+        for norm in norms
+        if norm.encoding == Encoding.COMPOSITE
+    }
+    needed = edit.interfaces(model)
+    touched = {}
+    for s, of_subgraph in by_subgraph.items():
+        subgraph = model.subgraphs[s]
+        writer = _Writer(model, subgraph, encoding, range_safe)
+        rewriter = _SubgraphRewriter(model, survey.graph(s), subgraph, writer)
+        rewriter.run(of_subgraph, needed.get(s, set()))
+        touched[s] = rewriter.touched
+    edit.drop_unused_tensors(model, touched)
+    edit.drop_subgraphs(model, released)
+    if norms:
+        edit.sort_operator_codes(model)
 
 
-def _translate_operator(
-    model: schema.ModelT,
-    subgraph: schema.SubGraphT,
-    operator: schema.OperatorT,
-    encoding: Encoding,
-    call_target: str,
-    epsilon: float,
-) -> list[schema.OperatorT]:
-    edit.clear_options(operator)
-    if encoding == Encoding.COMPOSITE:
-        return _composite_operators(model, subgraph, operator, call_target, epsilon)
-    if encoding == Encoding.CUSTOM:
-        _set_custom(model, operator, call_target, epsilon)
-    else:
-        _set_stablehlo_custom_call(model, operator, call_target, epsilon)
-    return [operator]
+def _check_order(
+    model: schema.ModelT, norms: Iterable[RmsNormOp], encoding: Encoding
+) -> None:
+    names = [edit.text(entry.name) for entry in model.metadata or ()]
+    is_one = encoding in (Encoding.STABLEHLO_CUSTOM_CALL, Encoding.CUSTOM)
+    is_simple = encoding in (Encoding.COMPOSITE, Encoding.ML_DRIFT)
+    if _CONTROL_DEPENDENCIES in names and not all(
+        len(norm.operators) == 1
+        and (is_one or (is_simple and norm.call_target == op_options.RMS_NORM))
+        for norm in norms
+    ):
+        raise ValueError(
+            f"the model has the metadata entry {_CONTROL_DEPENDENCIES}, which refers"
+            " to operators by index; that would become wrong"
+        )
 
 
-def translate_model(model: schema.ModelT, encoding: Encoding | str) -> int:
-    """Translates every operator of ours in `model`, in place.
+def translate_model(
+    model: schema.ModelT, encoding: Encoding, *, range_safe: bool = True
+) -> int:
+    """Translates every operator of a model to one encoding, in place.
 
-    A composite is translated only if its decomposition computes rms_norm; an
-    add_rms_norm that was written as ADD and composite stays two operators.
+    A composite is translated only if its decomposition is an RMSNorm, and decomposed
+    norms only if they are range-safe, or named as translations name them; `fuse` takes
+    the others, too. An add_rms_norm that became ADD and a norm stays two operators.
 
     Args:
       model: The object tree of a .tflite.
       encoding: The encoding that all shall have.
+      range_safe: As for `translate`.
 
     Returns:
       The number of operators that were translated.
 
     Raises:
-      ValueError: The encoding is unknown, or an operator's options cannot be read.
+      ValueError: An operator's options cannot be read, or the model refers to
+        operators by index.
     """
-    encoding = Encoding(encoding)
-    to_translate = {
-        (node.subgraph, node.operator): node
-        for node in find_ops(model)
-        if node.encoding != encoding
-    }
-    released = set()
-    if encoding != Encoding.COMPOSITE:
-        decompositions = rms_norm_composites(model)
-        for key, node in list(to_translate.items()):
-            if node.encoding == Encoding.COMPOSITE:
-                if key in decompositions:
-                    released.add(decompositions[key])
-                else:
-                    del to_translate[key]
-    if not to_translate:
-        return 0
-
-    for s, subgraph in enumerate(list(model.subgraphs)):
-        operators = []
-        for o, operator in enumerate(subgraph.operators):
-            node = to_translate.get((s, o))
-            operators += (
-                _translate_operator(
-                    model, subgraph, operator, encoding, node.call_target, node.epsilon
-                )
-                if node
-                else [operator]
-            )
-        subgraph.operators = operators
-    edit.drop_subgraphs(model, released)
-    edit.sort_operator_codes(model)
-    return len(to_translate)
+    survey = Survey(model)
+    norms = [
+        norm
+        for norm in survey.norms
+        if norm.encoding != encoding and survey.is_translation(norm)
+    ]
+    rewrite(model, survey, norms, encoding, range_safe=range_safe)
+    return len(norms)
 
 
-def translate(content: bytes, encoding: Encoding | str) -> bytes:
+def translate(
+    content: bytes, encoding: Encoding | str, *, range_safe: bool = True
+) -> bytes:
     """Returns the model with every operator of ours in `encoding`.
 
     Everything else is kept: signatures, metadata, quantization, shared buffers.
@@ -469,6 +631,9 @@ def translate(content: bytes, encoding: Encoding | str) -> bytes:
     Args:
       content: The bytes of a .tflite.
       encoding: The encoding that all shall have.
+      range_safe: Whether the operators of the encoding `decomposed`, and inside of
+        composites, are those of the range-safe form. The plain form takes about half
+        the time on a CPU, but its squares overflow in float16 from 256 on.
 
     Raises:
       ValueError: `content` is no .tflite, the encoding is unknown, or the options of
@@ -476,4 +641,5 @@ def translate(content: bytes, encoding: Encoding | str) -> bytes:
     """
     encoding = Encoding(encoding)
     model = flatbuffer.read(content)
-    return flatbuffer.to_bytes(model) if translate_model(model, encoding) else content
+    count = translate_model(model, encoding, range_safe=range_safe)
+    return flatbuffer.to_bytes(model) if count else content
