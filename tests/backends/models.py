@@ -4,7 +4,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ai_edge_rms_norm.tflite import edit, encoding, op_options
-from tests.chains import Graph
+from testing.tflite_builder import Builder
 
 EPSILON = 1e-6
 # The norm as converters write it: mean of squares, rsqrt, two products.
@@ -53,7 +53,7 @@ def norm(
       weight: Whether the norm has a weight, `weight_of(shape[-1])`.
       epsilon: The norm's epsilon.
     """
-    graph = Graph()
+    graph = Builder()
     x = graph.input(shape)
     operands = [x, graph.constant(weight_of(shape[-1]))] if weight else [x]
     if encoding_name == PLAIN:
@@ -78,7 +78,7 @@ def _octets(epsilon: float) -> np.ndarray:
     return np.frombuffer(op_options.encode_custom_options(epsilon), np.uint8)
 
 
-def _plain(graph: Graph, operands: list[int], epsilon: float) -> int:
+def _plain(graph: Builder, operands: list[int], epsilon: float) -> int:
     x, *weights = operands
     shape = graph.shape(x)
     axis = graph.constant([len(shape) - 1], np.int32)
@@ -89,7 +89,7 @@ def _plain(graph: Graph, operands: list[int], epsilon: float) -> int:
     return y
 
 
-def _weightless_composite(graph: Graph, x: int, epsilon: float) -> int:
+def _weightless_composite(graph: Builder, x: int, epsilon: float) -> int:
     shape = graph.shape(x)
     with graph.branch(b"odml.rms_norm.impl") as decomposition:
         graph.subgraph.outputs = [_plain(graph, [graph.input(shape)], epsilon)]

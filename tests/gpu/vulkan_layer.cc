@@ -4,6 +4,7 @@
 // reports a discrete GPU with both, and leaves the features out when a device
 // is created. Everything else passes through. For one driver, which
 // VK_ICD_FILENAMES names.
+#if __has_include(<vulkan/vk_layer.h>)
 #include <vulkan/vk_layer.h>
 #include <vulkan/vulkan.h>
 
@@ -42,9 +43,9 @@ Info* FindLink(const void* chain, VkStructureType type) {
   return info;
 }
 
-VKAPI_ATTR VkResult VKAPI_CALL CreateInstance(
-    const VkInstanceCreateInfo* info, const VkAllocationCallbacks* allocator,
-    VkInstance* instance) {
+VKAPI_ATTR VkResult VKAPI_CALL
+CreateInstance(const VkInstanceCreateInfo* info,
+               const VkAllocationCallbacks* allocator, VkInstance* instance) {
   auto* link = FindLink<VkLayerInstanceCreateInfo>(
       info->pNext, VK_STRUCTURE_TYPE_LOADER_INSTANCE_CREATE_INFO);
   if (link == nullptr) return VK_ERROR_INITIALIZATION_FAILED;
@@ -86,9 +87,9 @@ VKAPI_ATTR void VKAPI_CALL GetFeatures2(VkPhysicalDevice device,
   SetFeatures(&features->features, VK_TRUE);
 }
 
-VKAPI_ATTR VkResult VKAPI_CALL CreateDevice(
-    VkPhysicalDevice physical_device, const VkDeviceCreateInfo* info,
-    const VkAllocationCallbacks* allocator, VkDevice* device) {
+VKAPI_ATTR VkResult VKAPI_CALL
+CreateDevice(VkPhysicalDevice physical_device, const VkDeviceCreateInfo* info,
+             const VkAllocationCallbacks* allocator, VkDevice* device) {
   auto* link = FindLink<VkLayerDeviceCreateInfo>(
       info->pNext, VK_STRUCTURE_TYPE_LOADER_DEVICE_CREATE_INFO);
   if (link == nullptr) return VK_ERROR_INITIALIZATION_FAILED;
@@ -152,3 +153,5 @@ vkNegotiateLoaderLayerInterfaceVersion(VkNegotiateLayerInterface* interface) {
   interface->pfnGetPhysicalDeviceProcAddr = nullptr;
   return VK_SUCCESS;
 }
+
+#endif  // __has_include(<vulkan/vk_layer.h>)
