@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ai_edge_rms_norm import backends
     from ai_edge_rms_norm.conversion.converter import Converter, convert, signature
     from ai_edge_rms_norm.ops.nn import RMSNorm
     from ai_edge_rms_norm.ops.replace import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         replace_rms_norm,
     )
     from ai_edge_rms_norm.ops.rms_norm import add_rms_norm, rms_norm
+    from ai_edge_rms_norm.runtime import compiled_model
     from ai_edge_rms_norm.runtime.interpreter import (
         Interpreter,
         delegate_path,
@@ -60,6 +62,8 @@ _MODULES = {
     "tflite.fuse": ("FusedNorm", "FusionReport", "SkippedNorm"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
+# Modules that are public as a whole.
+_SUBMODULES = {"backends": "backends", "compiled_model": "runtime.compiled_model"}
 # Names before 0.2.
 _DEPRECATED = {
     "FuseReport": "FusionReport",
@@ -71,10 +75,12 @@ _DEPRECATED = {
     "find_nodes": "find_ops",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, *_SUBMODULES])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{_SUBMODULES[name]}")
     if name in _DEPRECATED:
         new = _DEPRECATED[name]
         warnings.warn(

@@ -1,5 +1,9 @@
 """An encoder like EmbeddingGemma's: 13 RMSNorms, and one channel with outliers."""
 
+import pathlib
+import tempfile
+
+import litert_torch
 import numpy as np
 import torch
 
@@ -91,3 +95,12 @@ def cosine(y: np.ndarray, expected: np.ndarray) -> float:
     with np.errstate(invalid="ignore", divide="ignore"):
         lengths = np.linalg.norm(y, axis=-1) * np.linalg.norm(expected, axis=-1)
         return float((products / lengths).min())
+
+
+def convert(encoder: Encoder) -> bytes:
+    """Returns the encoder as a .tflite in which litert-torch has decomposed all norms."""
+    model = litert_torch.convert(encoder, (torch.from_numpy(inputs(1.0)),))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "encoder.tflite")
+        model.export(str(path))
+        return path.read_bytes()
