@@ -1,5 +1,6 @@
 // Pins the layouts of litert_accelerator_def.h to those of LiteRT 2.3 on 64-bit
-// targets. That the runtime agrees is what tests/compiled_model_test.py shows.
+// targets. That the runtime agrees is what
+// tests/backends/compiled_model_test.py shows.
 #include "kernels/tflite/litert_accelerator_def.h"
 
 #include <cstddef>

@@ -41,6 +41,8 @@ def norm(
     *,
     weight: bool = True,
     epsilon: float = EPSILON,
+    builder: Builder | None = None,
+    x: int | None = None,
 ) -> bytes:
     """Returns a .tflite with one float32 norm.
 
@@ -52,15 +54,17 @@ def norm(
       shape: The shape of x.
       weight: Whether the norm has a weight, `weight_of(shape[-1])`.
       epsilon: The norm's epsilon.
+      builder: A model that has x already, as the tensor of this index.
+      x: The index; None for a new input.
     """
-    graph = Builder()
-    x = graph.input(shape)
+    graph = builder or Builder()
+    x = graph.input(shape) if x is None else x
     operands = [x, graph.constant(weight_of(shape[-1]))] if weight else [x]
     if encoding_name == PLAIN:
         return graph.content(_plain(graph, operands, epsilon))
     if encoding_name == encoding.Encoding.COMPOSITE and not weight:
         return graph.content(_weightless_composite(graph, x, epsilon))
-    y = graph.tensor(shape)
+    y = graph.tensor(shape, signature=graph.signature(x))
     graph.subgraph.operators.append(
         schema.OperatorT(
             opcodeIndex=edit.intern_operator_code(
@@ -94,19 +98,5 @@ def _weightless_composite(graph: Builder, x: int, epsilon: float) -> int:
     with graph.branch(b"odml.rms_norm.impl") as decomposition:
         graph.subgraph.outputs = [_plain(graph, [graph.input(shape)], epsilon)]
     y = graph.tensor(shape)
-    graph.subgraph.operators.append(
-        schema.OperatorT(
-            opcodeIndex=edit.intern_operator_code(
-                graph.model, schema.BuiltinOperator.STABLEHLO_COMPOSITE
-            ),
-            inputs=[x],
-            outputs=[y],
-            builtinOptions2Type=schema.BuiltinOptions2.StableHLOCompositeOptions,
-            builtinOptions2=schema.StableHLOCompositeOptionsT(
-                name=b"odml.rms_norm",
-                decompositionSubgraphIndex=decomposition,
-                compositeAttributes=_octets(epsilon),
-            ),
-        )
-    )
+    graph.composite([x], [y], decomposition, epsilon)
     return y
