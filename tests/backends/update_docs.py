@@ -1,6 +1,6 @@
 """Writes the table of ai_edge_rms_norm.backends into docs/backends.md.
 
-    PYTHONPATH=python:. python tests/backends/update_docs.py
+PYTHONPATH=python:. python tests/backends/update_docs.py
 """
 
 import pathlib

@@ -54,6 +54,20 @@ def unavailable() -> str | None:
     return None
 
 
+def environment(folder: str) -> dict[str, str]:
+    """Returns the variables by which a process finds the GPU of the tests.
+
+    Args:
+      folder: A folder for sockets.
+    """
+    return {
+        "VK_ICD_FILENAMES": _DRIVERS,
+        "VK_INSTANCE_LAYERS": _LAYER,
+        "VK_LAYER_PATH": str(_FOLDER),
+        "XDG_RUNTIME_DIR": folder,
+    }
+
+
 def run(
     content: bytes, inputs: list[np.ndarray], *, enforce_float32: bool = False
 ) -> Run:
@@ -73,13 +87,7 @@ def run(
         command += ["--enforce-float32"] if enforce_float32 else []
         process = subprocess.run(
             command,
-            env={
-                **os.environ,
-                "VK_ICD_FILENAMES": _DRIVERS,
-                "VK_INSTANCE_LAYERS": _LAYER,
-                "VK_LAYER_PATH": str(_FOLDER),
-                "XDG_RUNTIME_DIR": name,
-            },
+            env={**os.environ, **environment(name)},
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,

@@ -21,12 +21,14 @@ _FLOAT32_ERROR = 1e-6
 _REASON = gpu.unavailable()
 
 
-def setUpModule():
-    if _REASON:
-        raise absltest.SkipTest(_REASON)
+class _GpuTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        if _REASON:
+            self.skipTest(_REASON)
 
 
-class EncodingsTest(parameterized.TestCase):
+class EncodingsTest(_GpuTest):
     @parameterized.product(
         encoding=backends.ENCODINGS,
         shape=_SHAPES,
@@ -69,7 +71,7 @@ class EncodingsTest(parameterized.TestCase):
         self.assertLess(models.relative_error(y, expected), _FLOAT16_ERROR)
 
 
-class EncoderTest(parameterized.TestCase):
+class EncoderTest(_GpuTest):
     """An encoder with one outlier channel, as google-ai-edge/LiteRT#7693."""
 
     SCALES = (1.0, 30.0, 100.0, 300.0, 1000.0)

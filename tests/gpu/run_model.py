@@ -32,7 +32,10 @@ def main() -> None:
     outputs = {}
     with np.load(inputs_path) as inputs:
         for name, value in inputs.items():
-            source, target = model.create_input_buffers(0), model.create_output_buffers(0)
+            source, target = (
+                model.create_input_buffers(0),
+                model.create_output_buffers(0),
+            )
             source[0].write(value)
             model.run_by_index(0, source, target)
             y = target[0].read(int(np.prod(details["shape"])), np.float32)

@@ -51,13 +51,11 @@ class Result:
 
     Attributes:
       output: The output in the shape of the input, unless there was an error.
-      error: The exception of JavaScript.
-      console_errors: What was written to the console as errors.
+      error: The message of JavaScript's exception.
     """
 
     output: np.ndarray | None
     error: str | None
-    console_errors: list[str]
 
 
 def install() -> pathlib.Path:
@@ -169,6 +167,7 @@ def run(folder: pathlib.Path, cases: list[Case]) -> list[Result]:
             browser.terminate()
             browser.wait()
             server.shutdown()
+            server.server_close()
     return [_result(results[i], case) for i, case in enumerate(cases)]
 
 
@@ -178,4 +177,4 @@ def _result(posted: dict, case: Case) -> Result:
         # NaN is null in JSON.
         values = [np.nan if v is None else v for v in output]
         output = np.array(values, np.float32).reshape(case.x.shape)
-    return Result(output, posted["error"], posted["consoleErrors"])
+    return Result(output, posted["error"])
