@@ -25,7 +25,8 @@ x = np.load(x)
 if kind == "compiled_model_cpu":
     from ai_edge_litert.compiled_model import CompiledModel
     compiled = CompiledModel.from_file(model)
-    inputs, outputs = compiled.create_input_buffers(0), compiled.create_output_buffers(0)
+    inputs = compiled.create_input_buffers(0)
+    outputs = compiled.create_output_buffers(0)
     inputs[0].write(x)
     compiled.run_by_index(0, inputs, outputs)
     np.save(y, outputs[0].read(x.size, np.float32).reshape(x.shape))
@@ -74,7 +75,8 @@ class TableTest(absltest.TestCase):
 
     def test_it_imports_the_standard_library_only(self):
         code = (
-            "import json, sys; before = set(sys.modules); import ai_edge_rms_norm.backends;"
+            "import json, sys; before = set(sys.modules);"
+            "import ai_edge_rms_norm.backends;"
             "print(json.dumps(sorted(m.partition('.')[0] for m in sys.modules"
             " if m not in before)))"
         )

@@ -98,7 +98,7 @@ def cosine(y: np.ndarray, expected: np.ndarray) -> float:
 
 
 def convert(encoder: Encoder) -> bytes:
-    """Returns the encoder as a .tflite in which litert-torch has decomposed all norms."""
+    """Returns the encoder as a .tflite whose norms litert-torch has decomposed."""
     model = litert_torch.convert(encoder, (torch.from_numpy(inputs(1.0)),))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "encoder.tflite")
