@@ -15,7 +15,7 @@ __all__ = ["Builder"]
 
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
-_TYPES = {
+_TYPES: dict[Any, int] = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.float16): schema.TensorType.FLOAT16,
     np.dtype(np.int8): schema.TensorType.INT8,
@@ -134,7 +134,8 @@ class Builder:
         unless given; `fields` are those of the operator's options.
         """
         option_name = _OPTION_NAMES.get(name, name.capitalize())
-        options, options_type = None, 0
+        options: Any = None
+        options_type = 0
         if hasattr(_OPTIONS, f"{option_name}Options"):
             options_type = getattr(_OPTIONS, f"{option_name}Options")
             options = getattr(schema, f"{option_name}OptionsT")()
@@ -147,10 +148,10 @@ class Builder:
             options.keepDims = len(shape) == len(self.shape(inputs[0]))
         if dtype is None:
             first = self.subgraph.tensors[inputs[0]].type
-            dtype = next(key for key, value in _TYPES.items() if value == first)
+            dtype = {value: key for key, value in _TYPES.items()}[first]
         if signature is not None and list(signature) == list(shape):
             signature = None
-        output = self.tensor(shape, dtype, signature=signature)
+        output = self.tensor(shape, np.dtype(dtype), signature=signature)
         self.subgraph.operators.append(
             schema.OperatorT(
                 opcodeIndex=edit.intern_operator_code(
@@ -198,7 +199,11 @@ class Builder:
         return self(name, x, self.constant(list(shape), np.int32), shape=shape)
 
     def composite(
-        self, inputs: Sequence[int], outputs: Sequence[int], subgraph: int, epsilon: float
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        subgraph: int,
+        epsilon: float,
     ) -> None:
         """Appends the composite odml.rms_norm with that decomposition."""
         attributes = flexbuffers.Dumps({"epsilon": epsilon})

@@ -59,10 +59,12 @@ _OTHERS = {
     "channels_first": lambda x, w: (
         x * torch.rsqrt(mean_square(x.transpose(1, 2))).transpose(1, 2)
     ),
-    "scaled_addition": lambda x, w: x
-    * torch.rsqrt(torch.add(x.square().mean(-1, keepdim=True), 1e-4, alpha=2)),
-    "sum_of_other_letters": lambda x, w: x
-    * torch.rsqrt(torch.einsum("btd,btd->bd", x, x)[:, None] / _SIZE + 1e-4),
+    "scaled_addition": lambda x, w: (
+        x * torch.rsqrt(torch.add(x.square().mean(-1, keepdim=True), 1e-4, alpha=2))
+    ),
+    "sum_of_other_letters": lambda x, w: (
+        x * torch.rsqrt(torch.einsum("btd,btd->bd", x, x)[:, None] / _SIZE + 1e-4)
+    ),
 }
 
 

@@ -168,9 +168,7 @@ class TranslationTest(parameterized.TestCase):
         x = x.astype(np.float32)
         wide = x.astype(np.float64)
         expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + 1e-5)
-        np.testing.assert_allclose(
-            runner(args_0=x)["output_0"], expected, rtol=2e-6
-        )
+        np.testing.assert_allclose(runner(args_0=x)["output_0"], expected, rtol=2e-6)
 
     def test_decomposed_operators(self):
         """The contract with the delegate and with other readers of the file."""
@@ -182,7 +180,10 @@ class TranslationTest(parameterized.TestCase):
                 names[model.operatorCodes[o.opcodeIndex].builtinCode]
                 for o in subgraph.operators
             ],
-            "ABS REDUCE_MAX MAXIMUM DIV MUL MEAN DIV MUL ADD RSQRT MUL MUL".split(),
+            [
+                *("ABS", "REDUCE_MAX", "MAXIMUM", "DIV", "MUL", "MEAN"),
+                *("DIV", "MUL", "ADD", "RSQRT", "MUL", "MUL"),
+            ],
         )
         (constant,) = (
             t for t in subgraph.tensors if b"/sqrt_epsilon=" in t.name and t.buffer
@@ -198,11 +199,25 @@ class TranslationTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "is not a finite float32 > 0"):
             model.translate("decomposed")
 
+    @parameterized.parameters("composite", "decomposed", "ml_drift")
+    def test_operands_without_a_kernel(self, encoding):
+        model = flatbuffer.read(norm())
+        model.subgraphs[0].tensors[0].type = schema.TensorType.INT8
+        content = flatbuffer.to_bytes(model)
+        with self.assertRaisesRegex(ValueError, "x, '.*', is int8"):
+            arn.translate(content, encoding)
+        model.subgraphs[0].operators[0].inputs = [-1, 1]
+        content = flatbuffer.to_bytes(model)
+        with self.assertRaisesRegex(ValueError, "must have all inputs but the weight"):
+            arn.translate(content, encoding)
+
     def test_ml_drift_fields(self):
         model = flatbuffer.read(arn.translate(norm(), "ml_drift"))
         (operator,) = model.subgraphs[0].operators
         code = model.operatorCodes[operator.opcodeIndex]
-        self.assertEqual((code.builtinCode, code.customCode), (32, b"custom_call.RmsNorm"))
+        self.assertEqual(
+            (code.builtinCode, code.customCode), (32, b"custom_call.RmsNorm")
+        )
         self.assertEqual(
             edit.custom_options(operator), op_options.encode_custom_options(1e-5)
         )

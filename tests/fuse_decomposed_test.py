@@ -7,7 +7,14 @@ from ai_edge_litert import interpreter as litert
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.tflite import flatbuffer
 from testing.tflite_builder import Builder
-from tests.pattern_cases import EPSILON, SIZE, WEIGHT, circle_graph, if_graph, norm_graph
+from tests.pattern_cases import (
+    EPSILON,
+    SIZE,
+    WEIGHT,
+    circle_graph,
+    if_graph,
+    norm_graph,
+)
 
 
 def _random(*shape, dtype=np.float32):

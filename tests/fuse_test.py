@@ -23,7 +23,14 @@ import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.tflite import edit, flatbuffer
 from testing.tflite_builder import Builder
 from tests import pattern_cases
-from tests.pattern_cases import EPSILON, SIZE, WEIGHT, circle_graph, if_graph, norm_graph
+from tests.pattern_cases import (
+    EPSILON,
+    SIZE,
+    WEIGHT,
+    circle_graph,
+    if_graph,
+    norm_graph,
+)
 
 _OP = schema.BuiltinOperator
 

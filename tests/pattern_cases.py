@@ -288,9 +288,7 @@ NORMS = [
     Case(
         "sum_times_1_over_n",
         _from_mean(lambda b, x: b("MUL", b.constant(1 / SIZE), _sum(b, x))),
-        lambda x, w: (
-            x * torch.rsqrt(x.pow(2).sum(-1, True) * (1 / SIZE) + EPSILON) * w
-        ),
+        lambda x, w: x * torch.rsqrt(x.pow(2).sum(-1, True) * (1 / SIZE) + EPSILON) * w,
     ),
     Case(
         "sum_over_n",
@@ -463,9 +461,7 @@ NORMS = [
     Case(
         "float16",
         _half,
-        lambda x, w: (
-            x.float() * torch.rsqrt(_torch_shifted(x.float())) * w
-        ).half(),
+        lambda x, w: (x.float() * torch.rsqrt(_torch_shifted(x.float())) * w).half(),
         dtype=np.float16,
     ),
     Case("one_row", norm, rows=()),

@@ -141,9 +141,7 @@ class PatternTest(parameterized.TestCase):
 
 
 class EpsilonOfRootTest(parameterized.TestCase):
-    @parameterized.parameters(
-        1e-6, 1e-5, 1e-12, 1e-30, 1e30, 0.5
-    )
+    @parameterized.parameters(1e-6, 1e-5, 1e-12, 1e-30, 1e30, 0.5)
     def test_shortest_decimal(self, epsilon):
         root = float(np.float32(np.sqrt(epsilon)))
         self.assertEqual(pattern.epsilon_of_root(root), epsilon)

@@ -27,6 +27,17 @@ _NORMS = {
     "reciprocal": _norm(
         lambda x: x * x, lambda x, v: x * tf.math.reciprocal(tf.sqrt(v))
     ),
+    # As jax2tf writes a mean: a sum, and a product or quotient with a constant.
+    "sum_over_n": lambda x: (
+        x
+        * tf.math.rsqrt(tf.reduce_sum(x * x, -1, keepdims=True) / _SIZE + 1e-5)
+        * tf.constant(np.linspace(-2, 3, _SIZE), tf.float32)
+    ),
+    "sum_times_1_over_n": lambda x: (
+        tf.constant(np.linspace(-2, 3, _SIZE), tf.float32)
+        * x
+        / tf.sqrt((1 / _SIZE) * tf.reduce_sum(tf.square(x), -1, keepdims=True) + 1e-5)
+    ),
     "power": _norm(tf.square, lambda x, v: tf.pow(v, -0.5) * x),
 }
 

@@ -4,7 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <utility>
+#include <iterator>
 
 #include "kernels/rms_norm/element_types.h"
 #include "kernels/tflite/int_array.h"
@@ -33,25 +33,40 @@ bool IsReduction(int builtin) {
          builtin == kTfLiteBuiltinReduceMax;
 }
 
-// How many operands an operator must have at least; 0 for another operator.
-int MinOperands(int builtin) {
-  if (IsBinary(builtin) || IsReduction(builtin)) return 2;
-  switch (builtin) {
-    case kTfLiteBuiltinExpandDims:
-    case kTfLiteBuiltinBroadcastTo:
-      return 2;
-    case kTfLiteBuiltinCast:
-    case kTfLiteBuiltinDequantize:
-    case kTfLiteBuiltinReshape:
-    case kTfLiteBuiltinSqueeze:
-    case kTfLiteBuiltinAbs:
-    case kTfLiteBuiltinSquare:
-    case kTfLiteBuiltinSqrt:
-    case kTfLiteBuiltinRsqrt:
-      return 1;
-    default:
-      return 0;
-  }
+// An operator of the schema.
+struct Builtin {
+  int code;
+  int num_operands;  // At least.
+  Operator op;       // Unless its operands make it a more special one.
+};
+
+constexpr Builtin kBuiltins[] = {
+    {kTfLiteBuiltinCast, 1, Operator::kCast},
+    {kTfLiteBuiltinDequantize, 1, Operator::kCast},
+    {kTfLiteBuiltinReshape, 1, Operator::kReshape},
+    {kTfLiteBuiltinExpandDims, 2, Operator::kOnes},
+    {kTfLiteBuiltinSqueeze, 1, Operator::kOnes},
+    {kTfLiteBuiltinBroadcastTo, 2, Operator::kBroadcast},
+    {kTfLiteBuiltinAbs, 1, Operator::kAbs},
+    {kTfLiteBuiltinSquare, 1, Operator::kSquare},
+    {kTfLiteBuiltinSqrt, 1, Operator::kSqrt},
+    {kTfLiteBuiltinRsqrt, 1, Operator::kRsqrt},
+    {kTfLiteBuiltinPow, 2, Operator::kOther},
+    {kTfLiteBuiltinMean, 2, Operator::kMean},
+    {kTfLiteBuiltinSum, 2, Operator::kSum},
+    {kTfLiteBuiltinReduceMax, 2, Operator::kMax},
+    {kTfLiteBuiltinAdd, 2, Operator::kAdd},
+    {kTfLiteBuiltinMul, 2, Operator::kMul},
+    {kTfLiteBuiltinDiv, 2, Operator::kDiv},
+    {kTfLiteBuiltinMaximum, 2, Operator::kMaximum},
+};
+
+const Builtin* FindBuiltin(int code) {
+  const Builtin* end = std::end(kBuiltins);
+  const Builtin* found = std::find_if(
+      std::begin(kBuiltins), end,
+      [=](const Builtin& builtin) { return builtin.code == code; });
+  return found == end ? nullptr : found;
 }
 
 // Whether the operator applies a function to its result.
@@ -76,6 +91,29 @@ bool Equal(const ShapeView& a, const ShapeView& b) {
 bool IsStatic(const ShapeView& shape) {
   return std::all_of(shape.begin(), shape.end(),
                      [](int size) { return size >= 0; });
+}
+
+// Which dimensions a SQUEEZE removes, all known to be of size 1.
+std::optional<std::vector<bool>> SqueezedAxes(const TfLiteNode& node,
+                                              const ShapeView& shape) {
+  if (node.builtin_data == nullptr) return std::nullopt;
+  const auto params = Load<TfLiteSqueezeParams>(node.builtin_data);
+  constexpr int kMaxDimensions = sizeof(params.squeeze_dims) / sizeof(int);
+  const int count = params.num_squeeze_dims;
+  if (count < 0 || count > kMaxDimensions) return std::nullopt;
+  std::vector<bool> squeezed(shape.rank);
+  if (count == 0) {  // All of size 1.
+    if (!IsStatic(shape)) return std::nullopt;
+    std::transform(shape.begin(), shape.end(), squeezed.begin(),
+                   [](int size) { return size == 1; });
+  }
+  for (int i = 0; i < count; ++i) {
+    const int dim = params.squeeze_dims[i];
+    const int axis = dim < 0 ? dim + shape.rank : dim;
+    if (axis < 0 || axis >= shape.rank || shape[axis] != 1) return std::nullopt;
+    squeezed[axis] = true;
+  }
+  return squeezed;
 }
 
 int64_t NumElements(const ShapeView& shape) {
@@ -140,7 +178,8 @@ std::vector<int> CanonicalGraph::Inputs(int position) const {
     return inputs;
   }
   for (int i = 0; i < node->inputs->size; ++i) {
-    if (IsTensor(node->inputs->data[i])) inputs.push_back(node->inputs->data[i]);
+    if (IsTensor(node->inputs->data[i]))
+      inputs.push_back(node->inputs->data[i]);
   }
   return inputs;
 }
@@ -187,26 +226,26 @@ bool CanonicalGraph::IsStored(int index) const {
          tensor(index).data != nullptr;
 }
 
-bool CanonicalGraph::ReadOperands(const TfLiteNode& node, int builtin,
+bool CanonicalGraph::ReadOperands(const TfLiteNode& node, int num_operands,
                                   CanonicalNode* canonical) const {
-  const int operands = MinOperands(builtin);
-  if (operands == 0 || node.inputs->size < operands ||
-      node.outputs->size != 1 || HasActivation(node, builtin)) {
-    return false;
-  }
+  if (node.inputs->size < num_operands || node.outputs->size != 1) return false;
   canonical->output = node.outputs->data[0];
   canonical->a = node.inputs->data[0];
   canonical->b = node.inputs->size > 1 ? node.inputs->data[1] : kNone;
-  if (!IsTensor(canonical->output) || !IsTensor(canonical->a) ||
-      (operands > 1 && !IsTensor(canonical->b))) {
+  return IsTensor(canonical->output) && IsTensor(canonical->a) &&
+         (IsTensor(canonical->b) || num_operands < 2);
+}
+
+bool CanonicalGraph::HasSoundOperands(int builtin,
+                                      const CanonicalNode& node) const {
+  if (!IsSound(node.output) || !IsSound(node.a) ||
+      (IsTensor(node.b) && !IsSound(node.b))) {
     return false;
   }
-  const bool sound = IsSound(canonical->output) && IsSound(canonical->a) &&
-                     (!IsTensor(canonical->b) || IsSound(canonical->b));
-  return sound && IsFloat(canonical->a) && IsFloat(canonical->output) &&
-         (!IsBinary(builtin) || IsFloat(canonical->b)) &&
-         tensor(canonical->output).allocation_type != kTfLiteMmapRo &&
-         !tensor(canonical->output).is_variable;
+  return IsFloat(node.a) && IsFloat(node.output) &&
+         (!IsBinary(builtin) || IsFloat(node.b)) &&
+         tensor(node.output).allocation_type != kTfLiteMmapRo &&
+         !tensor(node.output).is_variable;
 }
 
 void CanonicalGraph::Canonicalize(CanonicalNode* node) {
@@ -216,46 +255,28 @@ void CanonicalGraph::Canonicalize(CanonicalNode* node) {
                                        &registration) != kTfLiteOk) {
     return;
   }
-  const int builtin = registration->builtin_code;
+  const Builtin* builtin = FindBuiltin(registration->builtin_code);
   CanonicalNode canonical = *node;
-  if (!ReadOperands(*read, builtin, &canonical) ||
-      !HasComputedShape(*read, builtin, canonical)) {
+  if (builtin == nullptr || HasActivation(*read, builtin->code) ||
+      !ReadOperands(*read, builtin->num_operands, &canonical) ||
+      !HasSoundOperands(builtin->code, canonical) ||
+      !HasComputedShape(*read, builtin->code, canonical)) {
     return;
   }
-  canonical.op = OperatorOf(builtin, canonical);
+  canonical.op = SpecialOperator(builtin->code, canonical);
+  if (canonical.op == Operator::kOther) canonical.op = builtin->op;
   if (canonical.op != Operator::kOther) *node = canonical;
 }
 
-Operator CanonicalGraph::OperatorOf(int builtin,
-                                    const CanonicalNode& node) const {
+// The operator that a node is because of its operands; or kOther.
+Operator CanonicalGraph::SpecialOperator(int builtin,
+                                         const CanonicalNode& node) const {
   if (builtin == kTfLiteBuiltinPow) return PowerOf(node);
   if (builtin == kTfLiteBuiltinMul && Source(node.a) == Source(node.b)) {
     return Operator::kSquare;
   }
   if (builtin == kTfLiteBuiltinDiv && Scalar(node.a) == 1.0) {
     return Operator::kReciprocal;
-  }
-  static constexpr std::pair<int, Operator> kOperators[] = {
-      {kTfLiteBuiltinCast, Operator::kCast},
-      {kTfLiteBuiltinDequantize, Operator::kCast},
-      {kTfLiteBuiltinReshape, Operator::kReshape},
-      {kTfLiteBuiltinExpandDims, Operator::kOnes},
-      {kTfLiteBuiltinSqueeze, Operator::kOnes},
-      {kTfLiteBuiltinBroadcastTo, Operator::kBroadcast},
-      {kTfLiteBuiltinAbs, Operator::kAbs},
-      {kTfLiteBuiltinSquare, Operator::kSquare},
-      {kTfLiteBuiltinSqrt, Operator::kSqrt},
-      {kTfLiteBuiltinRsqrt, Operator::kRsqrt},
-      {kTfLiteBuiltinMean, Operator::kMean},
-      {kTfLiteBuiltinSum, Operator::kSum},
-      {kTfLiteBuiltinReduceMax, Operator::kMax},
-      {kTfLiteBuiltinAdd, Operator::kAdd},
-      {kTfLiteBuiltinMul, Operator::kMul},
-      {kTfLiteBuiltinDiv, Operator::kDiv},
-      {kTfLiteBuiltinMaximum, Operator::kMaximum},
-  };
-  for (const auto& [code, op] : kOperators) {
-    if (code == builtin) return op;
   }
   return Operator::kOther;
 }
@@ -391,12 +412,11 @@ bool CanonicalGraph::IsReshaped(const TfLiteNode& node,
 bool CanonicalGraph::IsExpanded(const CanonicalNode& node) const {
   const auto [shape, output] = Shapes<2>({node.a, node.output});
   const std::optional<std::vector<int>> axes = Integers(node.b);
-  if (!axes.has_value() || axes->size() != 1 ||
-      output.rank != shape.rank + 1) {
+  if (!axes.has_value() || axes->size() != 1 || output.rank != shape.rank + 1) {
     return false;
   }
-  const int axis = axes->front() < 0 ? axes->front() + output.rank
-                                     : axes->front();
+  const int axis =
+      axes->front() < 0 ? axes->front() + output.rank : axes->front();
   if (axis < 0 || axis >= output.rank || output[axis] != 1) return false;
   return std::equal(shape.begin(), shape.begin() + axis, output.begin()) &&
          std::equal(shape.begin() + axis, shape.end(),
@@ -406,23 +426,11 @@ bool CanonicalGraph::IsExpanded(const CanonicalNode& node) const {
 bool CanonicalGraph::IsSqueezed(const TfLiteNode& node,
                                 const CanonicalNode& canonical) const {
   const auto [shape, output] = Shapes<2>({canonical.a, canonical.output});
-  if (node.builtin_data == nullptr) return false;
-  const auto params = Load<TfLiteSqueezeParams>(node.builtin_data);
-  constexpr int kMaxDimensions = sizeof(params.squeeze_dims) / sizeof(int);
-  const int count = params.num_squeeze_dims;
-  if (count < 0 || count > kMaxDimensions) return false;
-  std::vector<bool> squeezed(shape.rank);
-  for (int i = 0; i < count; ++i) {
-    const int dim = params.squeeze_dims[i];
-    const int axis = dim < 0 ? dim + shape.rank : dim;
-    if (axis < 0 || axis >= shape.rank || shape[axis] != 1) return false;
-    squeezed[axis] = true;
-  }
-  // Without any dimensions given, all of size 1.
-  if (count == 0 && !IsStatic(shape)) return false;
+  const std::optional<std::vector<bool>> squeezed = SqueezedAxes(node, shape);
+  if (!squeezed.has_value()) return false;
   std::vector<int> left;
   for (int i = 0; i < shape.rank; ++i) {
-    if (count == 0 ? shape[i] != 1 : !squeezed[i]) left.push_back(shape[i]);
+    if (!(*squeezed)[i]) left.push_back(shape[i]);
   }
   return std::equal(left.begin(), left.end(), output.begin(), output.end());
 }
@@ -430,8 +438,8 @@ bool CanonicalGraph::IsSqueezed(const TfLiteNode& node,
 bool CanonicalGraph::IsBroadcastTo(const CanonicalNode& node) const {
   const ShapeView output = Shapes<1>({node.output})[0];
   const std::optional<std::vector<int>> sizes = Integers(node.b);
-  return sizes.has_value() && std::equal(sizes->begin(), sizes->end(),
-                                         output.begin(), output.end());
+  return sizes.has_value() &&
+         std::equal(sizes->begin(), sizes->end(), output.begin(), output.end());
 }
 
 std::optional<std::vector<int>> CanonicalGraph::Integers(int index) const {

@@ -112,9 +112,10 @@ class CanonicalGraph {
   void AddNode(int node_index);
   void CheckOrder();
   void Canonicalize(CanonicalNode* node);
-  bool ReadOperands(const TfLiteNode& node, int builtin,
+  bool ReadOperands(const TfLiteNode& node, int num_operands,
                     CanonicalNode* canonical) const;
-  Operator OperatorOf(int builtin, const CanonicalNode& node) const;
+  bool HasSoundOperands(int builtin, const CanonicalNode& node) const;
+  Operator SpecialOperator(int builtin, const CanonicalNode& node) const;
   Operator PowerOf(const CanonicalNode& node) const;
   bool HasComputedShape(const TfLiteNode& node, int builtin,
                         const CanonicalNode& canonical) const;

@@ -25,8 +25,7 @@ TfLiteStatus AddClaim(TfLiteContext* context, const Claim& claim,
       kernel->temporaries.push_back(output);
     }
   }
-  const IntArray inputs =
-      NewIntArray(claim.inputs.data(), claim.inputs.size());
+  const IntArray inputs = NewIntArray(claim.inputs.data(), claim.inputs.size());
   const IntArray outputs =
       NewIntArray(claim.outputs.data(), claim.outputs.size());
   if (inputs == nullptr || outputs == nullptr) return kTfLiteError;
@@ -108,8 +107,9 @@ std::unique_ptr<DelegateKernel> MakeDelegateKernel(
   return kernel;
 }
 
-TfLiteRegistration DelegateKernelRegistration(
-    void* (*init)(TfLiteContext*, const char*, size_t)) {
+TfLiteRegistration DelegateKernelRegistration(void* (*init)(TfLiteContext*,
+                                                            const char*,
+                                                            size_t)) {
   TfLiteRegistration registration{};
   registration.init = init;
   registration.free = Free;

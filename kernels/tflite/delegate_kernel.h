@@ -20,7 +20,8 @@ struct Claim {
   const char* name = kRmsNormName;
   RmsNormOptions options;
   std::string error;  // What is wrong with the options of the file, or empty.
-  std::vector<int> nodes;  // In execution order; it runs in the last one's place.
+  std::vector<int>
+      nodes;  // In execution order; it runs in the last one's place.
   std::vector<int> inputs;
   std::vector<int> outputs;
   // Of x, if the file has a decomposed RMSNorm; otherwise 0.
@@ -50,8 +51,9 @@ std::unique_ptr<DelegateKernel> MakeDelegateKernel(
     const Claims& claims, ThreadPool* pool);
 
 // A registration of the kernel with the given init, which returns one.
-TfLiteRegistration DelegateKernelRegistration(
-    void* (*init)(TfLiteContext*, const char*, size_t));
+TfLiteRegistration DelegateKernelRegistration(void* (*init)(TfLiteContext*,
+                                                            const char*,
+                                                            size_t));
 
 // The kernel of a node, or nullptr if it is not one.
 const DelegateKernel* AsDelegateKernel(const TfLiteNode& node,

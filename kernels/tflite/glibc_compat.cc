@@ -1,15 +1,27 @@
 // Binds the delegate's references to pthreads to the old versions of their
-// symbols. The definitions here are for this shared library alone.
+// symbols, and defines what libstdc++ has since GCC 11 only. The definitions
+// here are for this shared library alone.
+#include <new>
+
 #include "kernels/glibc_symbol_version.h"
+
+// The version script is not enough: the linker exports what a library that it
+// links with refers to.
+#define HIDDEN __attribute__((visibility("hidden")))
+
+// std::__throw_bad_array_new_length(), which containers call where a size does
+// not fit.
+extern "C" {
+[[noreturn]] HIDDEN void ThrowBadArrayNewLength() __asm__(
+    "_ZSt28__throw_bad_array_new_lengthv");
+
+void ThrowBadArrayNewLength() { throw std::bad_array_new_length(); }
+}
 
 #ifdef OLD_GLIBC_VERSION
 
 #include <pthread.h>
 #include <signal.h>
-
-// The version script is not enough: the linker exports what a library that it
-// links with refers to.
-#define HIDDEN __attribute__((visibility("hidden")))
 
 extern "C" {
 

@@ -42,7 +42,8 @@ bool SameTypeAndShape(const TfLiteTensor& a, const TfLiteTensor& b) {
 
 // The RMSNorm of a graph that this delegate has replaced as a whole already, as
 // it does where a decomposition precedes the graph of the composite.
-std::optional<RmsNormMatch> ReplacedNorm(TfLiteContext* context, int node_index) {
+std::optional<RmsNormMatch> ReplacedNorm(TfLiteContext* context,
+                                         int node_index) {
   TfLiteNode* node = nullptr;
   TfLiteRegistration* registration = nullptr;
   if (context->GetNodeAndRegistration(context, node_index, &node,
@@ -78,8 +79,7 @@ std::optional<RmsNormMatch> WholeNorm(TfLiteContext* context) {
   if (!outputs.has_value()) return std::nullopt;
   std::optional<RmsNormMatch> match = ReplacedNorm(context, nodes.front());
   if (!match.has_value()) {
-    std::vector<RmsNormMatch> matches =
-        FindRmsNorms(context, nodes, *outputs);
+    std::vector<RmsNormMatch> matches = FindRmsNorms(context, nodes, *outputs);
     if (matches.size() != 1) return std::nullopt;
     match = std::move(matches.front());
   }

@@ -134,8 +134,8 @@ TfLiteStatus DropDivided(TfLiteContext* context,
                     partition_of[node] != partition_of[claim.nodes.front()];
            });
   };
-  const auto end = std::remove_if(claims->claims.begin(), claims->claims.end(),
-                                  is_divided);
+  const auto end =
+      std::remove_if(claims->claims.begin(), claims->claims.end(), is_divided);
   *dropped = end != claims->claims.end();
   claims->claims.erase(end, claims->claims.end());
   IndexNodes(claims);

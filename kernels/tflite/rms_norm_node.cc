@@ -23,6 +23,10 @@ std::string ShapeName(const TfLiteIntArray* dims) {
   return name + "]";
 }
 
+bool IsReady(const TfLiteTensor& tensor, std::size_t bytes) {
+  return tensor.data != nullptr && tensor.bytes == bytes;
+}
+
 bool SameShape(const TfLiteIntArray* a, const TfLiteIntArray* b) {
   return a->size == b->size && std::equal(a->data, a->data + a->size, b->data);
 }
@@ -108,30 +112,43 @@ TfLiteStatus RmsNormNode::CheckIndex(TfLiteContext* context, int index,
                             std::to_string(index));
 }
 
+TfLiteStatus RmsNormNode::CheckCounts(TfLiteContext* context, int num_inputs,
+                                      int num_outputs) const {
+  const bool add = op_ == RmsNormOp::kAddRmsNorm;
+  const int min_inputs = add ? 2 : 1;
+  if (num_inputs != min_inputs && num_inputs != min_inputs + 1) {
+    return Error(context, std::string("expected inputs ") +
+                              (add ? "x, residual[, weight]" : "x[, weight]") +
+                              ", got " + std::to_string(num_inputs) +
+                              " inputs");
+  }
+  if (num_outputs != (add ? 2 : 1)) {
+    return Error(context, std::string("expected ") +
+                              (add ? "outputs sum, y" : "output y") + ", got " +
+                              std::to_string(num_outputs) + " outputs");
+  }
+  return kTfLiteOk;
+}
+
 TfLiteStatus RmsNormNode::Bind(TfLiteContext* context,
                                const TfLiteIntArray* inputs,
                                const TfLiteIntArray* outputs) {
+  if (CheckCounts(context, inputs->size, outputs->size) != kTfLiteOk) {
+    return kTfLiteError;
+  }
   const bool add = op_ == RmsNormOp::kAddRmsNorm;
   const int min_inputs = add ? 2 : 1;
-  const int num_outputs = add ? 2 : 1;
-  if (inputs->size != min_inputs && inputs->size != min_inputs + 1) {
-    return Error(context, std::string("expected inputs ") +
-                              (add ? "x, residual[, weight]" : "x[, weight]") +
-                              ", got " + std::to_string(inputs->size) +
-                              " inputs");
-  }
-  if (outputs->size != num_outputs) {
-    return Error(context, std::string("expected ") +
-                              (add ? "outputs sum, y" : "output y") + ", got " +
-                              std::to_string(outputs->size) + " outputs");
-  }
   x_ = inputs->data[0];
   residual_ = add ? inputs->data[1] : kTfLiteOptionalTensor;
   weight_ = inputs->size > min_inputs ? inputs->data[min_inputs]
                                       : kTfLiteOptionalTensor;
   sum_ = add ? outputs->data[0] : kTfLiteOptionalTensor;
-  y_ = outputs->data[num_outputs - 1];
+  y_ = outputs->data[outputs->size - 1];
 
+  return CheckDistinct(context);
+}
+
+TfLiteStatus RmsNormNode::CheckDistinct(TfLiteContext* context) const {
   for (const int output : {sum_, y_}) {
     if (output == kTfLiteOptionalTensor) continue;
     if (output == x_ || output == residual_ || output == weight_) {
@@ -139,7 +156,7 @@ TfLiteStatus RmsNormNode::Bind(TfLiteContext* context,
                                 " is both an input and an output");
     }
   }
-  if (add && sum_ == y_) {
+  if (op_ == RmsNormOp::kAddRmsNorm && sum_ == y_) {
     return Error(context,
                  "sum and y are the same tensor " + std::to_string(y_));
   }
@@ -209,14 +226,13 @@ TfLiteStatus RmsNormNode::PrepareX(TfLiteContext* context) {
                               ShapeName(x.dims));
   }
   const int hidden_size = x.dims->data[rank - 1];
-  if (decomposed_rank_ > 0 && (rank != decomposed_rank_ ||
-                               hidden_size != decomposed_hidden_size_)) {
-    return Error(context,
-                 "x must have " + std::to_string(decomposed_rank_) +
-                     " dimensions, the last one of size " +
-                     std::to_string(decomposed_hidden_size_) +
-                     ", as in the decomposed RMSNorm, got shape " +
-                     ShapeName(x.dims));
+  if (decomposed_rank_ > 0 &&
+      (rank != decomposed_rank_ || hidden_size != decomposed_hidden_size_)) {
+    return Error(context, "x must have " + std::to_string(decomposed_rank_) +
+                              " dimensions, the last one of size " +
+                              std::to_string(decomposed_hidden_size_) +
+                              ", as in the decomposed RMSNorm, got shape " +
+                              ShapeName(x.dims));
   }
   params_.hidden_size = static_cast<std::size_t>(hidden_size);
   params_.rows = 1;
@@ -289,19 +305,27 @@ TfLiteStatus RmsNormNode::PrepareWeight(TfLiteContext* context) {
   return kTfLiteOk;
 }
 
-TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
-  const bool add = op_ == RmsNormOp::kAddRmsNorm;
-  const bool has_weight = weight_ != kTfLiteOptionalTensor;
+TfLiteStatus RmsNormNode::CheckIndices(TfLiteContext* context) const {
   if (CheckIndex(context, x_, "x") != kTfLiteOk ||
-      CheckIndex(context, y_, "y") != kTfLiteOk ||
-      (add && (CheckIndex(context, residual_, "residual") != kTfLiteOk ||
-               CheckIndex(context, sum_, "sum") != kTfLiteOk)) ||
-      (has_weight && CheckIndex(context, weight_, "weight") != kTfLiteOk)) {
+      CheckIndex(context, y_, "y") != kTfLiteOk) {
     return kTfLiteError;
   }
-  if (PrepareX(context) != kTfLiteOk ||
+  if (op_ == RmsNormOp::kAddRmsNorm &&
+      (CheckIndex(context, residual_, "residual") != kTfLiteOk ||
+       CheckIndex(context, sum_, "sum") != kTfLiteOk)) {
+    return kTfLiteError;
+  }
+  return weight_ == kTfLiteOptionalTensor
+             ? kTfLiteOk
+             : CheckIndex(context, weight_, "weight");
+}
+
+TfLiteStatus RmsNormNode::Prepare(TfLiteContext* context) {
+  const bool add = op_ == RmsNormOp::kAddRmsNorm;
+  if (CheckIndices(context) != kTfLiteOk || PrepareX(context) != kTfLiteOk ||
       (add && PrepareResidual(context) != kTfLiteOk) ||
-      (has_weight && PrepareWeight(context) != kTfLiteOk) ||
+      (weight_ != kTfLiteOptionalTensor &&
+       PrepareWeight(context) != kTfLiteOk) ||
       (add && PrepareOutput(context, sum_, "sum") != kTfLiteOk)) {
     return kTfLiteError;
   }
@@ -332,19 +356,16 @@ TfLiteStatus RmsNormNode::Invoke(TfLiteContext* context,
                                  ThreadPool* pool) const {
   if (params_.rows == 0 || params_.hidden_size == 0) return kTfLiteOk;
   const TfLiteTensor* tensors = context->tensors;
-  const std::size_t bytes = Bytes(x_);
-  const auto is_ready = [bytes](const TfLiteTensor& tensor) {
-    return tensor.data != nullptr && tensor.bytes == bytes;
-  };
   const TfLiteTensor& x = tensors[x_];
   const TfLiteTensor& y = tensors[y_];
-  bool ready = is_ready(x) && is_ready(y);
+  const std::size_t bytes = Bytes(x_);
+  bool ready = IsReady(x, bytes) && IsReady(y, bytes);
   const void* weight = nullptr;
   if (!widened_weight_.empty()) {
     weight = widened_weight_.data();
   } else if (weight_ != kTfLiteOptionalTensor) {
     weight = tensors[weight_].data;
-    ready &= weight != nullptr && tensors[weight_].bytes == Bytes(weight_);
+    ready &= IsReady(tensors[weight_], Bytes(weight_));
   }
   if (op_ == RmsNormOp::kRmsNorm) {
     if (!ready) return NotReady(context);
@@ -353,7 +374,9 @@ TfLiteStatus RmsNormNode::Invoke(TfLiteContext* context,
   }
   const TfLiteTensor& residual = tensors[residual_];
   const TfLiteTensor& sum = tensors[sum_];
-  if (!ready || !is_ready(residual) || !is_ready(sum)) return NotReady(context);
+  if (!ready || !IsReady(residual, bytes) || !IsReady(sum, bytes)) {
+    return NotReady(context);
+  }
   AddRmsNorm(params_, x.data, residual.data, weight, sum.data, y.data, pool);
   return kTfLiteOk;
 }

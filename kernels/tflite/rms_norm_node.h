@@ -73,6 +73,10 @@ class RmsNormNode {
   // Reports an error unless index names a tensor of the context.
   TfLiteStatus CheckIndex(TfLiteContext* context, int index,
                           const char* operand) const;
+  TfLiteStatus CheckIndices(TfLiteContext* context) const;
+  TfLiteStatus CheckCounts(TfLiteContext* context, int num_inputs,
+                           int num_outputs) const;
+  TfLiteStatus CheckDistinct(TfLiteContext* context) const;
   // How many bytes an operand takes.
   std::size_t Bytes(int index) const;
   // Reports an error unless the tensor is dense and as large as its shape says.

@@ -4,7 +4,7 @@
 //   ai_edge_rms_norm::RegisterRmsNormOps(&resolver);
 //   tflite::InterpreterBuilder(*model, resolver)(&interpreter);
 //
-// Stock runtimes load the delegate instead (rms_norm_delegate.cc). Needs no
+// Stock runtimes load the delegate instead (external_delegate.cc). Needs no
 // TFLite header, and can be included beside them.
 #ifndef KERNELS_TFLITE_RMS_NORM_OP_H_
 #define KERNELS_TFLITE_RMS_NORM_OP_H_

@@ -38,19 +38,22 @@ struct PackedType {
   size_t width;
 };
 
+bool IsNumber(unsigned type) {
+  return (type >= kInt && type <= kFloat) ||
+         (type >= kIndirectInt && type <= kIndirectFloat);
+}
+
 std::string TypeName(unsigned type) {
+  if (IsNumber(type)) return "a number";
+  if ((type >= kVector && type <= kLastFixedTypedVector) ||
+      type == kBoolVector) {
+    return "a vector";
+  }
   switch (type) {
     case kNull:
       return "null";
     case kBool:
       return "a bool";
-    case kInt:
-    case kUInt:
-    case kFloat:
-    case kIndirectInt:
-    case kIndirectUInt:
-    case kIndirectFloat:
-      return "a number";
     case kKey:
     case kString:
       return "a string";
@@ -59,10 +62,7 @@ std::string TypeName(unsigned type) {
     case kMap:
       return "a map";
     default:
-      return (type >= kVector && type <= kLastFixedTypedVector) ||
-                     type == kBoolVector
-                 ? "a vector"
-                 : "a value of type " + std::to_string(type);
+      return "a value of type " + std::to_string(type);
   }
 }
 
@@ -183,29 +183,36 @@ std::string CheckKeys(const Reader& reader, const Map& map, size_t size) {
   return map.size == 1 ? "" : "option \"epsilon\" is there more than once";
 }
 
+// The number of a type, of so many bytes, at a position.
+std::optional<double> Number(const Reader& reader, unsigned type,
+                             size_t position, size_t width) {
+  switch (type) {
+    case kInt:
+    case kIndirectInt:
+      return Int(reader, position, width);
+    case kUInt:
+    case kIndirectUInt:
+      return reader.UInt(position, width);
+    default:
+      return Float(reader, position, width);
+  }
+}
+
 // Returns what is wrong with the value, or an empty string.
 std::string ReadEpsilon(const Reader& reader, const Map& map, size_t size,
                         double* epsilon) {
   const uint8_t* packed = reader.Bytes(map.position + map.width, 1);
   if (packed == nullptr) return NotValid(size);
   const PackedType type(*packed);
-  const bool indirect = type.type >= kIndirectInt && type.type <= kIndirectFloat;
-  if (!indirect && (type.type < kInt || type.type > kFloat)) {
+  if (!IsNumber(type.type)) {
     return "option \"epsilon\" must be a number, got " + TypeName(type.type);
   }
-  const std::optional<size_t> position =
-      indirect ? reader.Indirect(map.position, map.width)
-               : std::optional<size_t>(map.position);
+  const bool indirect = type.type >= kIndirectInt;
+  std::optional<size_t> position = map.position;
+  if (indirect) position = reader.Indirect(map.position, map.width);
   if (!position.has_value()) return NotValid(size);
-  const size_t width = indirect ? type.width : map.width;
-  std::optional<double> value;
-  if (type.type == kInt || type.type == kIndirectInt) {
-    value = Int(reader, *position, width);
-  } else if (type.type == kUInt || type.type == kIndirectUInt) {
-    value = reader.UInt(*position, width);
-  } else {
-    value = Float(reader, *position, width);
-  }
+  const std::optional<double> value =
+      Number(reader, type.type, *position, indirect ? type.width : map.width);
   if (!value.has_value()) return NotValid(size);
   *epsilon = *value;
   return "";

@@ -134,7 +134,9 @@ class Matcher {
   bool SameSource(int a, int b) const {
     return graph_.Source(a) == graph_.Source(b);
   }
-  int HiddenSize(const Meaning& m) const { return graph_.LastDimension(m.rows); }
+  int HiddenSize(const Meaning& m) const {
+    return graph_.LastDimension(m.rows);
+  }
 
   // Whether the statistic, in this tensor, broadcasts along the rows of x.
   bool IsRow(int tensor, const Meaning& m) const {
@@ -154,6 +156,10 @@ class Matcher {
   Meaning Replace(const CanonicalNode& node, Role from, Role to) const;
   Meaning Root(const CanonicalNode& node, Role role) const;
   Meaning Sqrt(const CanonicalNode& node) const;
+  Meaning Rsqrt(const CanonicalNode& node) const;
+  Meaning Mean(const CanonicalNode& node) const;
+  Meaning Sum(const CanonicalNode& node) const;
+  Meaning Max(const CanonicalNode& node) const;
   Meaning Reciprocal(const CanonicalNode& node) const;
   Meaning Add(const CanonicalNode& node) const;
   Meaning Maximum(const CanonicalNode& node) const;
@@ -189,7 +195,7 @@ class Matcher {
   bool IsPreparation(int tensor, const Candidate& candidate) const;
 
   const CanonicalGraph& graph_;
-  std::vector<Meaning> meanings_;  // By tensor.
+  std::vector<Meaning> meanings_;        // By tensor.
   std::map<int, Candidate> candidates_;  // By root; the longest of each.
   mutable std::map<int, bool> ones_;     // By tensor.
 };
@@ -202,42 +208,45 @@ Meaning Matcher::Then(int part, Role role) const {
 }
 
 Meaning Matcher::Apply(const CanonicalNode& node) const {
-  switch (node.op) {
-    case Operator::kOther:
-      return {};
-    case Operator::kCast:
-      return Cast(node);
-    case Operator::kReshape:
-    case Operator::kOnes:
-      return Reshape(node);
-    case Operator::kBroadcast:
-      return Broadcast(node);
-    case Operator::kAbs:
-      return Abs(node);
-    case Operator::kSquare:
-      return Square(node);
-    case Operator::kSqrt:
-      return Sqrt(node);
-    case Operator::kRsqrt:
-      return Root(node, Role::kInverseRms);
-    case Operator::kReciprocal:
-      return Reciprocal(node);
-    case Operator::kMean:
-      return Replace(node, Role::kSquare, Role::kMeanSquare);
-    case Operator::kSum:
-      return Replace(node, Role::kSquare, Role::kSumSquare);
-    case Operator::kMax:
-      return Replace(node, Role::kAbs, Role::kMaxAbs);
-    case Operator::kAdd:
-      return Add(node);
-    case Operator::kMul:
-      return Mul(node);
-    case Operator::kDiv:
-      return Div(node);
-    case Operator::kMaximum:
-      return Maximum(node);
+  using Rule = Meaning (Matcher::*)(const CanonicalNode&) const;
+  static constexpr std::pair<Operator, Rule> kRules[] = {
+      {Operator::kCast, &Matcher::Cast},
+      {Operator::kReshape, &Matcher::Reshape},
+      {Operator::kOnes, &Matcher::Reshape},
+      {Operator::kBroadcast, &Matcher::Broadcast},
+      {Operator::kAbs, &Matcher::Abs},
+      {Operator::kSquare, &Matcher::Square},
+      {Operator::kSqrt, &Matcher::Sqrt},
+      {Operator::kRsqrt, &Matcher::Rsqrt},
+      {Operator::kReciprocal, &Matcher::Reciprocal},
+      {Operator::kMean, &Matcher::Mean},
+      {Operator::kSum, &Matcher::Sum},
+      {Operator::kMax, &Matcher::Max},
+      {Operator::kAdd, &Matcher::Add},
+      {Operator::kMul, &Matcher::Mul},
+      {Operator::kDiv, &Matcher::Div},
+      {Operator::kMaximum, &Matcher::Maximum},
+  };
+  for (const auto& [op, rule] : kRules) {
+    if (op == node.op) return (this->*rule)(node);
   }
   return {};
+}
+
+Meaning Matcher::Mean(const CanonicalNode& node) const {
+  return Replace(node, Role::kSquare, Role::kMeanSquare);
+}
+
+Meaning Matcher::Sum(const CanonicalNode& node) const {
+  return Replace(node, Role::kSquare, Role::kSumSquare);
+}
+
+Meaning Matcher::Max(const CanonicalNode& node) const {
+  return Replace(node, Role::kAbs, Role::kMaxAbs);
+}
+
+Meaning Matcher::Rsqrt(const CanonicalNode& node) const {
+  return Root(node, Role::kInverseRms);
 }
 
 Meaning Matcher::Cast(const CanonicalNode& node) const {
@@ -247,8 +256,7 @@ Meaning Matcher::Cast(const CanonicalNode& node) const {
 
 Meaning Matcher::Reshape(const CanonicalNode& node) const {
   const Meaning& m = meaning(node.a);
-  return IsRowStatistic(m.role) && !m.wide ? Then(node.a, m.role)
-                                           : Meaning{};
+  return IsRowStatistic(m.role) && !m.wide ? Then(node.a, m.role) : Meaning{};
 }
 
 Meaning Matcher::Broadcast(const CanonicalNode& node) const {
@@ -291,8 +299,7 @@ Meaning Matcher::Square(const CanonicalNode& node) const {
 }
 
 Meaning Matcher::Replace(const CanonicalNode& node, Role from, Role to) const {
-  return role(node.a) == from ? Then(node.a, to)
-                              : Meaning{};
+  return role(node.a) == from ? Then(node.a, to) : Meaning{};
 }
 
 Meaning Matcher::Root(const CanonicalNode& node, Role role) const {
@@ -495,8 +502,7 @@ int Matcher::StoredWeight(int tensor) const {
   const int node = graph_.producer(tensor);
   const bool broadcast =
       node != kNone && graph_.nodes()[node].op == Operator::kBroadcast;
-  const int source =
-      graph_.Source(broadcast ? graph_.nodes()[node].a : tensor);
+  const int source = graph_.Source(broadcast ? graph_.nodes()[node].a : tensor);
   return graph_.IsStored(source) ? source : kNone;
 }
 
@@ -641,8 +647,7 @@ bool Matcher::IsPreparation(int tensor, const Candidate& candidate) const {
 
 void Matcher::CollectPreparations(Candidate* candidate) const {
   std::vector<int> positions(candidate->nodes.begin(), candidate->nodes.end());
-  while (!positions.empty() &&
-         candidate->preparations.size() < kMaxNodes) {
+  while (!positions.empty() && candidate->preparations.size() < kMaxNodes) {
     const int position = positions.back();
     positions.pop_back();
     const CanonicalNode& node = graph_.nodes()[position];

@@ -245,11 +245,10 @@ TEST(RmsNormPatternTest, OperandsThatAreNotTensors) {
   for (const Ints& inputs : {Ints{}, {0}, {0, -1}, {-1, 0}, {0, 1 << 30}}) {
     FakeGraph graph;
     const int x = graph.Tensor({2, 4});
-    for (const int builtin :
-         {kTfLiteBuiltinMul, kTfLiteBuiltinMean, kTfLiteBuiltinPow,
-          kTfLiteBuiltinReshape, kTfLiteBuiltinExpandDims,
-          kTfLiteBuiltinSqueeze, kTfLiteBuiltinBroadcastTo,
-          kTfLiteBuiltinCast}) {
+    for (const int builtin : {kTfLiteBuiltinMul, kTfLiteBuiltinMean,
+                              kTfLiteBuiltinPow, kTfLiteBuiltinReshape,
+                              kTfLiteBuiltinExpandDims, kTfLiteBuiltinSqueeze,
+                              kTfLiteBuiltinBroadcastTo, kTfLiteBuiltinCast}) {
       graph.Node(builtin, inputs, graph.Tensor({2, 4}));
       graph.Node(builtin, {x, x}, -1);
       graph.Node(builtin, {x, x}, 1 << 30);

@@ -348,11 +348,11 @@ class _Matcher(Generic[Op]):
         return self._same(op, a)
 
     def _same(self, op: Op, a: Tensor) -> _Meaning[Op] | None:
-        if scaled := self._scaled.get(a):
-            if len(scaled.ops) < _MAX_OPS:
-                self._scaled[self._graph.output(op)] = dataclasses.replace(
-                    scaled, ops=(*scaled.ops, op)
-                )
+        scaled = self._scaled.get(a)
+        if scaled is not None and len(scaled.ops) < _MAX_OPS:
+            self._scaled[self._graph.output(op)] = dataclasses.replace(
+                scaled, ops=(*scaled.ops, op)
+            )
         m = self._meanings.get(a)
         return m and m.then(op)
 
@@ -432,11 +432,10 @@ class _Matcher(Generic[Op]):
         if m is None:
             return None
         size, problem = (m.shape or [0])[-1], m.problem
-        if isinstance(size, int) and size > 0:
-            if _float32(factor) != _float32(1 / size):
-                problem = problem or (
-                    f"the sum of {size} squares is multiplied by {factor}"
-                )
+        is_static = isinstance(size, int) and size > 0
+        if is_static and _float32(factor) != _float32(1 / size):
+            what = f"the sum of {size} squares is multiplied by {factor}"
+            problem = problem or what
         return m.then(op, role=Role.MEAN_SQUARE, problem=problem)
 
     def _add(self, op: Op, a: Tensor, b: Tensor) -> _Meaning[Op] | None:
@@ -453,19 +452,19 @@ class _Matcher(Generic[Op]):
 
     def _shift(self, op: Op, m: _Meaning[Op], shift: Tensor) -> _Meaning[Op]:
         graph = self._graph
-        z, scaled = self._meanings.get(m.x[0]), self._is(shift, Role.SCALED_SHIFT)
-        if scaled and z and z.role is Role.RANGE_SCALED_X:
-            if z.row_scale == scaled.row_scale:
-                return m.then(
-                    op,
-                    z,
-                    scaled,
-                    role=Role.SHIFTED,
-                    x=z.x,
-                    epsilon=graph.epsilon_of_root(z.constant),
-                    row_scale=z.row_scale,
-                    constant=z.constant,
-                )
+        z = self._is(m.x[0], Role.RANGE_SCALED_X)
+        scaled = self._is(shift, Role.SCALED_SHIFT)
+        if scaled and z and z.row_scale == scaled.row_scale:
+            return m.then(
+                op,
+                z,
+                scaled,
+                role=Role.SHIFTED,
+                x=z.x,
+                epsilon=graph.epsilon_of_root(z.constant),
+                row_scale=z.row_scale,
+                constant=z.constant,
+            )
         epsilon, problem = graph.scalar(shift), None
         if epsilon is None:
             problem = f"epsilon, {graph.describe_tensor(shift)}, is not a scalar"
@@ -572,9 +571,7 @@ class _Matcher(Generic[Op]):
                 return norm
         return None
 
-    def _scaled_root(
-        self, op: Op, m: _Meaning[Op], root: float
-    ) -> _Meaning[Op] | None:
+    def _scaled_root(self, op: Op, m: _Meaning[Op], root: float) -> _Meaning[Op] | None:
         clamp = self._graph.scalar(m.constant)
         if clamp is None or _float32(root) != _float32(clamp):
             return None
@@ -635,9 +632,10 @@ class _Matcher(Generic[Op]):
 
     def _refuse(self, m: _Meaning[Op], reason: str) -> None:
         """Notes the reason; the first one stays, but for what explains a bare root."""
-        if m.root is not None:
-            if self._reasons[m.root] is None or m.role is Role.BARE_RMS:
-                self._reasons[m.root] = reason
+        if m.root is None:
+            return
+        if self._reasons[m.root] is None or m.role is Role.BARE_RMS:
+            self._reasons[m.root] = reason
 
     def _consider(self, m: _Meaning[Op], y: Tensor) -> None:
         """Takes y if x is at hand in its type, and nothing inside is needed."""
@@ -645,9 +643,7 @@ class _Matcher(Generic[Op]):
         shape, dtype = graph.shape(y), graph.dtype(y)
         versions = dict.fromkeys(v for x in m.x for v in self._versions_of(x))
         variants = [
-            v
-            for v in versions
-            if graph.dtype(v) == dtype and graph.shape(v) == shape
+            v for v in versions if graph.dtype(v) == dtype and graph.shape(v) == shape
         ]
         if not variants:
             self._refuse(

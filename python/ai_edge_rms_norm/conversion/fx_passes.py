@@ -8,6 +8,7 @@ become one weight.
 
 import dataclasses
 import operator
+from typing import Any
 
 import torch
 from absl import logging
@@ -22,7 +23,6 @@ __all__ = ["DecomposedReport", "fuse_add", "fuse_decomposed"]
 _ATEN = torch.ops.aten
 # What export puts beside a cast; it computes nothing.
 _ASSERTION = _ATEN._assert_tensor_metadata.default
-_value = fx_graph.value_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,13 @@ class DecomposedReport:
 
     fused: int
     skipped: tuple[pattern.Refusal[Node], ...]
+
+
+def _value(node: Node) -> torch.Tensor:
+    """Returns the fake tensor that a node computes."""
+    value = fx_graph.value_of(node)
+    assert value is not None, node
+    return value
 
 
 def _shape(node: Node) -> list[str]:
@@ -64,7 +71,7 @@ def _inside_composites(graph: Graph) -> set[Node]:
 def _weight(graph: Graph, weights: list[Node], x: Node) -> Node | None:
     """Emits the product of the weights, in a dtype that the operator takes."""
 
-    def emit(target, *args, **kwargs) -> Node:
+    def emit(target: Any, *args: Any, **kwargs: Any) -> Node:
         node = graph.call_function(target, args, kwargs)
         values = [_value(a) if isinstance(a, Node) else a for a in args]
         node.meta["val"] = target(*values, **kwargs)
@@ -169,7 +176,7 @@ def fuse_add(program: torch.export.ExportedProgram) -> int:
         if add.target != _ATEN.add.Tensor or add.kwargs:
             continue
         if any(
-            _value(term) is None
+            fx_graph.value_of(term) is None
             or _shape(term) != _shape(add)
             or _value(term).dtype != _value(add).dtype
             for term in add.args

@@ -9,8 +9,8 @@ the output, and no other call_function node than match.ops and casts of x.
 """
 
 import numbers
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ _SHAPE_READERS = (
     _ATEN._assert_tensor_metadata.default,
     _ATEN.sym_size.int,
 )
-_FULL = (_ATEN.full.default, _ATEN.full_like.default, _ATEN.scalar_tensor.default)
-_KINDS = {
+_SCALAR_TENSOR = _ATEN.scalar_tensor.default
+_FULL = (_ATEN.full.default, _ATEN.full_like.default, _SCALAR_TENSOR)
+_KINDS: dict[Any, str] = {
     _ATEN._to_copy.default: "cast",
     _ATEN._unsafe_view.default: "reshape",
     _ATEN.abs.default: "abs",
@@ -50,7 +51,7 @@ _KINDS = {
     _ATEN.unsqueeze.default: "reshape",
     _ATEN.view.default: "reshape",
 }
-_BINARY = {
+_BINARY: dict[Any, str] = {
     _ATEN.add.Scalar: "add",
     _ATEN.add.Tensor: "add",
     _ATEN.clamp_min.Tensor: "maximum",
@@ -63,13 +64,11 @@ _BINARY = {
     _ATEN.pow.Tensor_Scalar: "pow",
     _ATEN.pow.Tensor_Tensor: "pow",
 }
-_CLAMPS = (_ATEN.clamp.default, _ATEN.clamp.Tensor)
-_REDUCTIONS = {
+_REDUCTIONS: dict[Any, str] = {
     _ATEN.amax.default: "max",
     _ATEN.mean.dim: "mean",
     _ATEN.sum.dim_IntList: "sum",
 }
-_NORM = _ATEN.linalg_vector_norm.default
 _POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
 
 
@@ -132,26 +131,36 @@ class Graph:
 
     def _fold(self, node: Node) -> None:
         """Notes the number that every element of a tensor is, if it is one."""
+        target: Any = node.target
         if node.op in ("placeholder", "get_attr"):
-            name = node.name if node.op == "placeholder" else str(node.target)
-            value = self._constants.get(name)
-            if value is not None and value.numel() == 1 and value.is_floating_point():
-                if value.device.type != "meta":
-                    self._scalars[node] = float(value.detach())
-                    self._stored.add(node)
-        elif node.target in _FULL:
-            value = node.args[0 if node.target == _FULL[-1] else 1]
+            self._fold_constant(node, node.name if node.op[0] == "p" else str(target))
+        elif target in _FULL:
+            value = node.args[0 if target == _SCALAR_TENSOR else 1]
             if isinstance(value, numbers.Real) and self._is_float(node):
                 self._scalars[node] = float(value)
-        elif _KINDS.get(node.target) in ("alias", "cast", "expand", "reshape"):
-            before = node.args[0]
-            if before in self._scalars and self._is_float(node):
-                value = self._scalars[before]
-                if self.dtype(node) != self.dtype(before):
-                    value = float(torch.tensor(value, dtype=self.dtype(node)))
-                self._scalars[node] = value
-                if before in self._stored:
-                    self._stored.add(node)
+        elif _KINDS.get(target) in ("alias", "cast", "expand", "reshape"):
+            self._fold_copy(node, node.args[0])
+
+    def _fold_constant(self, node: Node, name: str) -> None:
+        value = self._constants.get(name)
+        if (
+            value is not None
+            and value.numel() == 1
+            and value.is_floating_point()
+            and value.device.type != "meta"
+        ):
+            self._scalars[node] = float(value.detach())
+            self._stored.add(node)
+
+    def _fold_copy(self, node: Node, before: Any) -> None:
+        if before not in self._scalars or not self._is_float(node):
+            return
+        value = self._scalars[before]
+        if self.dtype(node) != self.dtype(before):
+            value = float(torch.tensor(value, dtype=self.dtype(node)))
+        self._scalars[node] = value
+        if before in self._stored:
+            self._stored.add(node)
 
     @staticmethod
     def _is_float(node: Any) -> bool:
@@ -170,30 +179,33 @@ class Graph:
         )
 
     def canonical(self, op: Node) -> tuple[Any, ...] | None:
-        target, args = op.target, op.args
+        target: Any = op.target
+        args: tuple[Any, ...] = op.args
         if target in _KINDS:
             return self._unary(op, _KINDS[target], args[0])
         if target in _BINARY:
             if op.kwargs or len(args) != 2:  # add(a, b, alpha=2) is a + 2 b.
                 return None
             return self._binary(_BINARY[target], *args)
-        if target in _CLAMPS:
-            low, high = (*args[1:], *(None,) * (3 - len(args)))
-            return ("maximum", args[0], low) if high is None else None
         if target in _REDUCTIONS:
             return _REDUCTIONS[target], args[0], self._axes(args[0], args[1:2])
-        if target == _NORM:
-            is_euclidean = len(args) < 2 or args[1] == 2
-            axes = self._axes(args[0], args[2:3])
-            return ("norm", args[0], axes) if is_euclidean else None
-        if target == _ATEN.permute.default:
-            is_same = list(args[1]) == list(range(len(self.shape(op))))
-            return ("alias", args[0]) if is_same else None
-        if target == _ATEN.bmm.default:
-            return self._dot(*args[:2])
-        if target == _ATEN.einsum.default:
-            return self._einsum(*args[:2])
-        return None
+        other = self._OTHERS.get(target)
+        return other(self, *args) if other is not None else None
+
+    def _clamp(
+        self, a: Node, low: Any = None, high: Any = None
+    ) -> tuple[Any, ...] | None:
+        is_maximum = low is not None and high is None
+        return ("maximum", a, low) if is_maximum else None
+
+    def _vector_norm(
+        self, a: Node, power: Any = 2, dims: Any = None, *_: Any
+    ) -> tuple[Any, ...] | None:
+        return ("norm", a, self._axes(a, (dims,))) if power == 2 else None
+
+    def _permute(self, a: Node, dims: Sequence[int]) -> tuple[Any, ...] | None:
+        is_same = list(dims) == list(range(len(self.shape(a))))
+        return ("alias", a) if is_same else None
 
     def _unary(self, op: Node, kind: str, a: Node) -> tuple[Any, ...] | None:
         if kind == "cast":
@@ -207,7 +219,7 @@ class Graph:
         left, right = self.scalar(a), self.scalar(b)
         if kind == "pow":
             power = None if right is None else _POWERS.get(right)
-            return power and (power, a)
+            return None if power is None else (power, a)
         if kind == "mul" and (left is None) != (right is None):
             return ("scale", a, right) if left is None else ("scale", b, left)
         if kind == "div" and right:
@@ -236,9 +248,11 @@ class Graph:
         )
         return ("dot", x) if is_dot else None
 
-    def _einsum(self, equation: str, operands: list[Node]) -> tuple[Any, ...] | None:
+    def _einsum(
+        self, equation: str, operands: Sequence[Node], *_: Any
+    ) -> tuple[Any, ...] | None:
         """The same before its decomposition: `btd,btd->bt`, `...d,...d->...`."""
-        left, _, result = equation.replace(" ", "").partition("->")
+        left, __, result = equation.replace(" ", "").partition("->")
         terms = left.split(",")
         is_dot = (
             len(terms) == len(operands) == 2
@@ -248,6 +262,15 @@ class Graph:
             and all(terms[0].count(letter) == 1 for letter in terms[0] if letter != ".")
         )
         return ("dot", operands[0]) if is_dot else None
+
+    _OTHERS: ClassVar[dict[Any, Callable[..., tuple[Any, ...] | None]]] = {
+        _ATEN.bmm.default: _dot,
+        _ATEN.clamp.Tensor: _clamp,
+        _ATEN.clamp.default: _clamp,
+        _ATEN.einsum.default: _einsum,
+        _ATEN.linalg_vector_norm.default: _vector_norm,
+        _ATEN.permute.default: _permute,
+    }
 
     def _unviewed(self, node: Node) -> Node:
         """Returns what a node is before views and permutations that move nothing."""

@@ -136,9 +136,8 @@ def fuse(
 
     Args:
       model: The bytes or the path of a .tflite. A file is mapped.
-      encoding: How our operators, also those that were in the file before, are
-        written: `custom`, `stablehlo_custom_call` or `composite`; the latter leaves
-        composites as they are.
+      encoding: How the norms, also those that were operators before, are written;
+        those in this encoding stay as they are, but decomposed ones become range-safe.
 
     Returns:
       The model and the report of what was fused and what was not.

@@ -266,9 +266,7 @@ def build_subgraph(
         tensor.name = f"{name}/{suffix}".encode()
         tensor.buffer, tensor.quantization, tensor.isVariable = 0, None, False
         subgraph.tensors.append(tensor)
-    subgraph.operators = build(
-        model, subgraph, 0, 1, epsilon, 2, range_safe=range_safe
-    )
+    subgraph.operators = build(model, subgraph, 0, 1, epsilon, 2, range_safe=range_safe)
     model.subgraphs.append(subgraph)
     return len(model.subgraphs) - 1
 
@@ -381,9 +379,10 @@ class Judge:
         factor = match.weights[0] if match.weights else None
         if weight and factor not in prepared:
             raise _NotRmsNormError("its second input is not the weight of the norm")
-        if not weight and factor is not None:
-            if not is_ones(self._model, graph.tensor(graph.stored(factor))):
-                raise _NotRmsNormError("its weight is not an input")
+        if weight or factor is None:
+            return
+        if not is_ones(self._model, graph.tensor(graph.stored(factor))):
+            raise _NotRmsNormError("its weight is not an input")
 
     @staticmethod
     def _check_operands(

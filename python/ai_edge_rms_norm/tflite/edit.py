@@ -6,6 +6,7 @@ it.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -41,7 +42,7 @@ _PLACEHOLDER_FOR_GREATER_OP_CODES = 127
 _SUBGRAPH_REFERENCE = re.compile(r"subgraph(index)?$", re.IGNORECASE)
 
 
-class AlignedBuffer(schema.BufferT):
+class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
     """A BufferT that packs its data with the schema's alignment.
 
     The generated `Pack` does not keep it.
@@ -68,7 +69,7 @@ class AlignedBuffer(schema.BufferT):
             schema.BufferAddData(builder, data)
         schema.BufferAddOffset(builder, self.offset)
         schema.BufferAddSize(builder, self.size)
-        return schema.BufferEnd(builder)
+        return int(schema.BufferEnd(builder))
 
 
 def text(value: bytes | str | None) -> str:
@@ -158,7 +159,7 @@ def sort_operator_codes(model: schema.ModelT) -> None:
     model.operatorCodes = [model.operatorCodes[old] for old in used]
 
 
-def _renumber_subgraphs(holder, renumber: Callable[[int], int]) -> None:
+def _renumber_subgraphs(holder: Any, renumber: Callable[[int], int]) -> None:
     for name, value in vars(holder).items() if holder is not None else ():
         if _SUBGRAPH_REFERENCE.search(name) and value >= 0:
             setattr(holder, name, renumber(value))

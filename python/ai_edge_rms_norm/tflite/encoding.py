@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import enum
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -26,7 +27,7 @@ from flatbuffers import flexbuffers
 
 from ai_edge_rms_norm import pattern
 from ai_edge_rms_norm.tflite import composite, edit, flatbuffer, op_options
-from ai_edge_rms_norm.tflite.graph import Graph
+from ai_edge_rms_norm.tflite.graph import Graph, shape_of, type_name
 
 __all__ = [
     "Encoding",
@@ -62,7 +63,7 @@ class Encoding(str, enum.Enum):
     DECOMPOSED = "decomposed"
 
     @classmethod
-    def _missing_(cls, value):
+    def _missing_(cls, value: object) -> NoReturn:
         names = ", ".join(repr(e.value) for e in cls)
         raise ValueError(f"encoding must be one of {names}, got {value!r}")
 
@@ -109,7 +110,9 @@ def _decode(
             stored = edit.custom_options(operator)
             epsilon = op_options.decode_custom_options(stored)
             return Encoding.ML_DRIFT, op_options.RMS_NORM, epsilon
-    elif code.builtinCode == _OP.STABLEHLO_CUSTOM_CALL and options is not None:
+    elif code.builtinCode == _OP.STABLEHLO_CUSTOM_CALL and isinstance(
+        options, schema.StablehloCustomCallOptionsT
+    ):
         name = edit.text(options.callTargetName)
         if name in op_options.CALL_TARGETS:
             epsilon = op_options.decode_backend_config(edit.text(options.backendConfig))
@@ -129,22 +132,39 @@ def is_rms_norm_composite(model: schema.ModelT, operator: schema.OperatorT) -> b
     options = operator.builtinOptions2
     return (
         model.operatorCodes[operator.opcodeIndex].builtinCode == _OP.STABLEHLO_COMPOSITE
-        and options is not None
+        and isinstance(options, schema.StableHLOCompositeOptionsT)
         and edit.text(options.name) == _COMPOSITE_NAME
     )
 
 
 def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
     inputs, outputs = (
-        0 if operands is None else len(operands)
+        [] if operands is None else [int(i) for i in operands]
         for operands in (operator.inputs, operator.outputs)
     )
     expected = _NUM_OUTPUTS[call_target]
-    if outputs != expected or inputs not in (expected, expected + 1):
+    if len(outputs) != expected or len(inputs) not in (expected, expected + 1):
         raise ValueError(
             f"{call_target} must have {expected} or {expected + 1} inputs and"
-            f" {expected} outputs, got {inputs} and {outputs}"
+            f" {expected} outputs, got {len(inputs)} and {len(outputs)}"
         )
+    if min(*inputs[:expected], *outputs, 0) < 0:
+        raise ValueError(
+            f"{call_target} must have all inputs but the weight, and all outputs, got"
+            f" {inputs} and {outputs}"
+        )
+
+
+def _check_decomposable(tensors: Sequence[schema.TensorT]) -> None:
+    """Raises if there is no kernel for x and a weight, if there is one."""
+    x, *weights = tensors
+    if not shape_of(x) or int(x.shape[-1]) <= 0:
+        raise ValueError(f"x must have a last dimension, its shape is {shape_of(x)}")
+    for name, tensor in (("x", x), *(("weight", weight) for weight in weights)):
+        if tensor.type not in composite.ONE:
+            raise ValueError(
+                f"{name}, {edit.text(tensor.name)!r}, is {type_name(tensor.type)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +305,9 @@ def find_ops(model: schema.ModelT) -> list[RmsNormOp]:
     return Survey(model).norms
 
 
-def _set_stablehlo_custom_call(model, operator, call_target, epsilon):
+def _set_stablehlo_custom_call(
+    model: schema.ModelT, operator: schema.OperatorT, call_target: str, epsilon: float
+) -> None:
     operator.opcodeIndex = edit.intern_operator_code(model, _OP.STABLEHLO_CUSTOM_CALL)
     operator.builtinOptions2Type = _OPTIONS_2.StablehloCustomCallOptions
     operator.builtinOptions2 = schema.StablehloCustomCallOptionsT(
@@ -297,7 +319,9 @@ def _set_stablehlo_custom_call(model, operator, call_target, epsilon):
     )
 
 
-def _set_custom(model, operator, name, options):
+def _set_custom(
+    model: schema.ModelT, operator: schema.OperatorT, name: str, options: bytes
+) -> None:
     operator.opcodeIndex = edit.intern_operator_code(model, _OP.CUSTOM, name)
     operator.customOptions = np.frombuffer(options, np.uint8)
 
@@ -348,6 +372,8 @@ class _Writer:
                     self._model, operator, norm.call_target, norm.epsilon
                 )
             return [operator]
+        operands = [inputs[0]] if weight is None else [inputs[0], weight]
+        _check_decomposable([self._subgraph.tensors[i] for i in operands])
         operators = []
         x = inputs[0]
         if norm.call_target == op_options.ADD_RMS_NORM:
@@ -443,10 +469,7 @@ _CONTROL_DEPENDENCIES = "model_control_dependencies"
 class _SubgraphRewriter:
     """Writes norms of one subgraph in another encoding."""
 
-    def __init__(
-        self, model: schema.ModelT, graph: Graph, subgraph: schema.SubGraphT, writer
-    ):
-        self._model = model
+    def __init__(self, graph: Graph, subgraph: schema.SubGraphT, writer: _Writer):
         self._graph = graph
         self._subgraph = subgraph
         self._writer = writer
@@ -469,11 +492,11 @@ class _SubgraphRewriter:
 
     def _rewrite(self, norm: RmsNormOp) -> list[schema.OperatorT]:
         terms = _NUM_OUTPUTS[norm.call_target]
-        before = []
+        before: list[schema.OperatorT] = []
         if norm.encoding == Encoding.DECOMPOSED and len(norm.inputs) > terms:
             weight, before = self._flattened_weight(norm.inputs[-1])
             norm = dataclasses.replace(norm, inputs=(*norm.inputs[:terms], weight))
-        return before + self._writer.operators(norm)
+        return [*before, *self._writer.operators(norm)]
 
     def _flattened_weight(self, weight: int) -> tuple[int, list[schema.OperatorT]]:
         """Returns the weight as a tensor of one dimension and what computes it."""
@@ -485,7 +508,7 @@ class _SubgraphRewriter:
         dequantize = copy.copy(self._graph.operators[producer])
         dequantize.inputs = [self._flat(self._graph.inputs(producer)[0])]
         dequantize.outputs = [self._flat(weight)]
-        return dequantize.outputs[0], [dequantize]
+        return int(dequantize.outputs[0]), [dequantize]
 
     def _flat(self, tensor: int) -> int:
         flat = copy.copy(self._subgraph.tensors[tensor])
@@ -564,7 +587,7 @@ def rewrite(
     for s, of_subgraph in by_subgraph.items():
         subgraph = model.subgraphs[s]
         writer = _Writer(model, subgraph, encoding, range_safe)
-        rewriter = _SubgraphRewriter(model, survey.graph(s), subgraph, writer)
+        rewriter = _SubgraphRewriter(survey.graph(s), subgraph, writer)
         rewriter.run(of_subgraph, needed.get(s, set()))
         touched[s] = rewriter.touched
     edit.drop_unused_tensors(model, touched)

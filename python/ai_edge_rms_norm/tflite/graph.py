@@ -15,7 +15,9 @@ __all__ = ["OPERATOR_NAMES", "Graph", "shape_of", "type_name"]
 _OP = schema.BuiltinOperator
 _TYPE = schema.TensorType
 OPERATOR_NAMES = {v: k for k, v in vars(_OP).items() if k.isupper()}
-_TYPE_NAMES = {v: k.lower() for k, v in vars(_TYPE).items() if k.isupper()}
+_TYPE_NAMES: dict[int, str] = {
+    v: k.lower() for k, v in vars(_TYPE).items() if k.isupper()
+}
 _HALF_TYPES = (_TYPE.FLOAT16, _TYPE.BFLOAT16)
 _FLOAT_TYPES = (_TYPE.FLOAT32, *_HALF_TYPES)
 _DTYPES = {_TYPE.FLOAT32: np.float32, _TYPE.FLOAT16: np.float16}
@@ -80,15 +82,13 @@ class Graph:
 
     max_weights = 1
 
-    def __init__(
-        self, model: schema.ModelT, index: int, outputs: Iterable[int] = ()
-    ):
+    def __init__(self, model: schema.ModelT, index: int, outputs: Iterable[int] = ()):
         subgraph = model.subgraphs[index]
         self._model = model
         self._tensors = subgraph.tensors
         self.operators = list(subgraph.operators)
         self.interface = _indices(subgraph.inputs), _indices(subgraph.outputs)
-        self._builtins = [
+        self._builtins: list[int] = [
             model.operatorCodes[operator.opcodeIndex].builtinCode
             for operator in self.operators
         ]
@@ -98,9 +98,7 @@ class Graph:
         self._ambiguous: set[int] = set()
         self._needed = {int(i) for i in (*subgraph.outputs, *outputs)}
         self._users: dict[int, list[int]] = collections.defaultdict(list)
-        self._producers: dict[int, int | None] = {
-            int(i): None for i in subgraph.inputs
-        }
+        self._producers: dict[int, int | None] = {int(i): None for i in subgraph.inputs}
         # The constant that a tensor is, cast, dequantized or reshaped.
         self._stored: dict[int, int] = {}
         self._shapes: dict[int, list[int]] = {}
@@ -165,10 +163,10 @@ class Graph:
 
     def canonical(self, op: int) -> tuple[Any, ...] | None:
         builtin = self._builtins[op]
-        options = self.operators[op].builtinOptions
+        options: Any = self.operators[op].builtinOptions
         if (
             builtin not in _NUM_INPUTS
-            or getattr(options, "fusedActivationFunction", 0)
+            or getattr(options, "fusedActivationFunction", 0) != 0
             or not self._is_plain(op)
         ):
             return None
@@ -207,7 +205,7 @@ class Graph:
         left, right = self.scalar(a), self.scalar(b)
         if kind == "pow":
             power = None if right is None else _POWERS.get(right)
-            return power and (power, a)
+            return None if power is None else (power, a)
         if kind == "mul" and (left is None) != (right is None):
             return ("scale", a, right) if left is None else ("scale", b, left)
         if kind == "div" and right:
@@ -305,4 +303,3 @@ class Graph:
 
     def describe_tensor(self, tensor: int) -> str:
         return repr(self.name(tensor))
-
