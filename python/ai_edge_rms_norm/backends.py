@@ -308,8 +308,8 @@ def encoding_for(purpose: str) -> str:
 
 def matrix() -> str:
     """Returns the table in Markdown: a row for each runtime."""
-    columns = ("op 173", "`custom`", "`ml_drift`", "`composite`", "`decomposed`", PLAIN)
-    columns = (*columns[:4], "composite, no weight", *columns[4:])
+    columns = ["op 173", "`custom`", "`ml_drift`", "`composite`", "`decomposed`", PLAIN]
+    columns.insert(4, "composite, no weight")
     lines = ["| runtime | version | " + " | ".join(columns) + " |"]
     lines.append("|---" * (len(columns) + 2) + "|")
     notes: list[str] = []

@@ -14,7 +14,7 @@ class WebTest(absltest.TestCase):
     def _check(self, accelerator: str) -> None:
         try:
             folder = browser.install()
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             self.skipTest(str(error))
         x = models.random_input(_SHAPE)
         names = [(e, w) for e in backends.ENCODINGS for w in (True, False)]
