@@ -1480,6 +1480,8 @@ class LibraryTest(absltest.TestCase):
         self.assertCountEqual(
             [line.split()[0] for line in listing.splitlines()],
             [
+                "LiteRtAcceleratorImpl",
+                "ai_edge_rms_norm_set_num_threads",
                 "ai_edge_rms_norm_variant",
                 "tflite_plugin_create_delegate",
                 "tflite_plugin_destroy_delegate",

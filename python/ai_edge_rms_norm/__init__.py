@@ -25,6 +25,7 @@ from ai_edge_rms_norm import post_import
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ai_edge_rms_norm import backends
     from ai_edge_rms_norm.conversion.converter import Converter, convert, signature
     from ai_edge_rms_norm.ops.nn import RMSNorm
     from ai_edge_rms_norm.ops.replace import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         replace_rms_norm,
     )
     from ai_edge_rms_norm.ops.rms_norm import add_rms_norm, rms_norm
+    from ai_edge_rms_norm.runtime import compiled_model
     from ai_edge_rms_norm.runtime.interpreter import (
         Interpreter,
         delegate_path,
@@ -65,6 +67,8 @@ _MODULES = {
     "tflite.fuse": ("FusedNorm", "FusionReport", "SkippedNorm"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
+# Modules that are public as a whole.
+_SUBMODULES = {"backends": "backends", "compiled_model": "runtime.compiled_model"}
 # Names before 0.2.
 _DEPRECATED = {
     "FuseReport": "FusionReport",
@@ -76,10 +80,12 @@ _DEPRECATED = {
     "find_nodes": "find_ops",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, *_SUBMODULES])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{_SUBMODULES[name]}")
     if name in _DEPRECATED:
         new = _DEPRECATED[name]
         warnings.warn(

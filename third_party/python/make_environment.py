@@ -12,6 +12,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,8 @@ def make(folder: pathlib.Path, lock: pathlib.Path) -> None:
     pip_install(folder, "--no-deps", "--requirement", lock)
     # What the lock does not name: the libraries of a PyTorch that is built for CUDA,
     # which pins them. One that is built for the CPU needs nothing more.
-    pip_install(folder, "--constraint", lock, "torch")
+    if re.search(r"^torch==", lock.read_text(), re.MULTILINE):
+        pip_install(folder, "--constraint", lock, "torch")
 
 
 def pip_install(folder: pathlib.Path, *arguments: str | os.PathLike) -> None:
@@ -56,14 +58,13 @@ def pip_install(folder: pathlib.Path, *arguments: str | os.PathLike) -> None:
     )
 
 
-def main() -> None:
-    if sys.version_info < MINIMUM_VERSION:
-        sys.exit(
-            f"{sys.executable} is Python {platform.python_version()};"
-            f" {'.'.join(map(str, MINIMUM_VERSION))} or newer is needed"
-            " (PYTHON_BIN_PATH names another interpreter)"
-        )
-    lock = pathlib.Path(sys.argv[1]).resolve()
+def environment(lock: pathlib.Path) -> pathlib.Path:
+    """Returns the interpreter of a lock file's environment, made if need be.
+
+    Raises:
+      subprocess.CalledProcessError: pip failed; its messages are on stderr.
+    """
+    lock = lock.resolve()
     folder = environment_folder(lock)
     complete = folder / "complete"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,17 @@ def main() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             complete.touch()
-    print(folder / "bin" / "python")
+    return folder / "bin" / "python"
+
+
+def main() -> None:
+    if sys.version_info < MINIMUM_VERSION:
+        sys.exit(
+            f"{sys.executable} is Python {platform.python_version()};"
+            f" {'.'.join(map(str, MINIMUM_VERSION))} or newer is needed"
+            " (PYTHON_BIN_PATH names another interpreter)"
+        )
+    print(environment(pathlib.Path(sys.argv[1])))
 
 
 if __name__ == "__main__":
