@@ -125,7 +125,7 @@ class Interpreter(litert.Interpreter):
             resolved = _resolve_custom_calls(model_content, name)
         if resolved is not None:
             model_path, model_content = None, resolved
-        options = {"fuse_primitives": "1"} if fuse_decomposed else None
+        options = {"fuse_decomposed": "1"} if fuse_decomposed else None
         delegates = [litert.load_delegate(delegate_path(), options)]
         delegates += experimental_delegates or ()
         try:
