@@ -22,7 +22,7 @@ class Model:
       content: The bytes of a .tflite.
 
     Raises:
-      ValueError: `content` is no .tflite.
+      ValueError: `content` is not a .tflite.
     """
 
     def __init__(self, content: bytes):
@@ -40,7 +40,7 @@ class Model:
 
         Raises:
           OSError: The file cannot be read.
-          ValueError: It is no .tflite.
+          ValueError: It is not a .tflite.
         """
         with open(path, "rb") as file:
             return cls(file.read())
@@ -144,7 +144,7 @@ def fuse(
 
     Raises:
       OSError: The file cannot be read.
-      ValueError: It is no .tflite or is damaged, refers to operators by index, or the
+      ValueError: It is not a .tflite or is damaged, refers to operators by index, or the
         encoding is unknown.
     """
     encoding = encoding_lib.Encoding(encoding)

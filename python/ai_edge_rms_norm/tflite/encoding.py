@@ -659,7 +659,7 @@ def translate(
         the time on a CPU, but its squares overflow in float16 from 256 on.
 
     Raises:
-      ValueError: `content` is no .tflite, the encoding is unknown, or the options of
+      ValueError: `content` is not a .tflite, the encoding is unknown, or the options of
         an operator cannot be read.
     """
     encoding = Encoding(encoding)
