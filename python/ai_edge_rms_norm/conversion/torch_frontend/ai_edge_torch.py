@@ -64,7 +64,9 @@ class AiEdgeTorch(interface.FrontEnd):
     def run_passes(
         self, program: torch.export.ExportedProgram
     ) -> torch.export.ExportedProgram:
-        result: torch.export.ExportedProgram = conversion._run_convert_passes(program)
+        result: torch.export.ExportedProgram = (
+            conversion._run_convert_passes(program)  # noqa: SLF001
+        )
         return result
 
     def lower_to_stablehlo(

@@ -103,7 +103,9 @@ class LitertTorch(interface.FrontEnd):
     def run_passes(
         self, program: torch.export.ExportedProgram
     ) -> torch.export.ExportedProgram:
-        result: torch.export.ExportedProgram = core._run_convert_passes(program)
+        result: torch.export.ExportedProgram = core._run_convert_passes(  # noqa: SLF001
+            program
+        )
         return result
 
     def lower_to_stablehlo(
