@@ -13,7 +13,7 @@ Private here, since nothing public does it:
   addition and a norm. To export the changed program once more would lose the names of
   its tensors.
 
-tests/torch_frontend_test.py notices when one of these changes.
+tests/conversion/torch_frontend_test.py notices when one of these changes.
 """
 
 import contextlib
