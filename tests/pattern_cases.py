@@ -194,6 +194,7 @@ def _range_safe(
     normalized: int | None = None,
     square: str = "MUL",
     keep_dims: bool = True,
+    casts: bool = False,
 ) -> int:
     """The range-safe form without weight; the arguments spoil it, or spell it anew."""
     c = b.constant(root)
@@ -208,6 +209,8 @@ def _range_safe(
     operands = (z,) if square == "SQUARE" else (z, z)
     mean = b.reduce("MEAN", b(square, *operands), keep_dims=keep_dims)
     shifted = b("ADD", mean, b("MUL", q, q))
+    if casts:
+        z = b("CAST", z, dtype=np.float32)
     return b("MUL", z if normalized is None else normalized, b("RSQRT", shifted))
 
 
@@ -367,6 +370,18 @@ NORMS = [
             b, x, b.reshape(_inverse(b, x), b.shape(x), "BROADCAST_TO"), w
         ),
         lambda x, w: x * torch.rsqrt(_torch_shifted(x)).expand_as(x) * w,
+    ),
+    Case(
+        "statistic_expanded_and_reshaped",
+        lambda b, x, w: _norm(
+            b,
+            x,
+            b.reshape(
+                b.reshape(_inverse(b, x), b.shape(x), "BROADCAST_TO"), b.shape(x)
+            ),
+            w,
+        ),
+        lambda x, w: x * torch.rsqrt(_torch_shifted(x)).expand_as(x).view(x.shape) * w,
     ),
     # The root.
     Case(
@@ -531,6 +546,7 @@ NORMS = [
         _safe(root=1.0, reciprocal=True),
         epsilon=1.0,
     ),
+    Case("range_safe_cast", _safe(casts=True)),
     Case("range_safe_dynamic_rows", _safe(), dynamic=True),
 ]
 

@@ -260,7 +260,9 @@ Meaning Matcher::Cast(const CanonicalNode& node) const {
 
 Meaning Matcher::Reshape(const CanonicalNode& node) const {
   const Meaning& m = meaning(node.a);
-  return IsRowStatistic(m.role) && !m.wide ? Then(node.a, m.role) : Meaning{};
+  const bool keeps_rows = !m.wide || graph_.SameShape(node.a, node.output);
+  return IsRowStatistic(m.role) && keeps_rows ? Then(node.a, m.role)
+                                              : Meaning{};
 }
 
 Meaning Matcher::Broadcast(const CanonicalNode& node) const {

@@ -240,8 +240,9 @@ class _Meaning(Generic[Op]):
 
 @dataclasses.dataclass(frozen=True)
 class _Scaled(Generic[Op]):
-    """A product of a tensor, whose source is `source`, and a weight."""
+    """A product of a tensor x, whose source is `source`, and a weight."""
 
+    x: Tensor
     source: Tensor
     weight: Tensor
     ops: tuple[Op, ...]
@@ -497,7 +498,7 @@ class _Matcher(Generic[Op]):
         if scaled and z and z.row_scale == scaled.row_scale and is_of_rows:
             return m.then(
                 op,
-                z,
+                *self._range_scaled_among(*m.x),
                 scaled,
                 role=Role.SHIFTED,
                 x=z.x,
@@ -634,12 +635,17 @@ class _Matcher(Generic[Op]):
             return None
         return m.then(op, role=Role.RANGE_SCALED_X, x=(*m.x, x))
 
+    def _range_scaled_among(self, *tensors: Tensor) -> list[_Meaning[Op]]:
+        """Returns the meanings of z, in whose operators its casts are, too."""
+        found = [self._is(tensor, Role.RANGE_SCALED_X) for tensor in tensors]
+        return [m for m in found if m is not None]
+
     def _note_scaled(self, op: Op, x: Tensor, factor: Tensor) -> None:
         shape = self._graph.shape(x)
         weight = self._weight(factor, shape[-1]) if shape else None
         if weight is not None:
             y = self._graph.output(op)
-            self._scaled[y] = _Scaled(self._source(x), weight, (op,))
+            self._scaled[y] = _Scaled(x, self._source(x), weight, (op,))
 
     def _normalize(
         self, op: Op, m: _Meaning[Op], statistic: Tensor, other: Tensor
@@ -653,14 +659,14 @@ class _Matcher(Generic[Op]):
                 self._refuse(m, f"the statistic has shape {shape}, x has {m.shape}")
             return None
         if self._source(other) == m.of:
-            return m.then(op, role=Role.NORM)
+            return m.then(op, *self._range_scaled_among(other), role=Role.NORM)
         if scaled is not None and is_scaled:
             if len(m.weights) == self._graph.max_weights:
                 return None
             weights = (*m.weights, scaled.weight)
             ops = tuple(dict.fromkeys((*m.ops, *scaled.ops)))
             m = dataclasses.replace(m, ops=ops, weights=weights)
-            return m.then(op, role=Role.NORM)
+            return m.then(op, *self._range_scaled_among(scaled.x), role=Role.NORM)
         return self._add_weight(op, m, other, role=Role.INVERSE_RMS)
 
     def _add_weight(
