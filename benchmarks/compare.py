@@ -21,8 +21,8 @@ from ai_edge_litert import interpreter as litert
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from benchmarks import report, timing
-from demo import transformer
+from benchmarks import report
+from testing import timing, transformer
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON and the plot.")
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of every runtime.", 1)

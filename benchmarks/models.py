@@ -21,7 +21,8 @@ from ai_edge_litert import interpreter as litert
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from benchmarks import architectures, report, timing
+from benchmarks import report
+from testing import architectures, timing
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON and the plot.")
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of every interpreter.", 1)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from benchmarks import timing
+from testing import timing
 
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of PyTorch.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 101, "Interleaved rounds.", 3)

@@ -23,8 +23,7 @@ from rich.table import Table
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 from ai_edge_rms_norm.tflite import flatbuffer
-from benchmarks import timing
-from demo import transformer
+from testing import timing, transformer
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the .tflite files; default: a temporary one."

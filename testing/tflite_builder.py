@@ -75,6 +75,18 @@ class Builder:
         )
         return len(self.subgraph.tensors) - 1
 
+    def like(self, tensor: schema.TensorT) -> int:
+        """Appends a tensor of the shape and type of another one."""
+        self.subgraph.tensors.append(
+            schema.TensorT(
+                shape=tensor.shape,
+                shapeSignature=tensor.shapeSignature,
+                type=tensor.type,
+                name=f"t{len(self.subgraph.tensors)}".encode(),
+            )
+        )
+        return len(self.subgraph.tensors) - 1
+
     def constant(self, data: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> int:
         """Appends a constant."""
         return self.tensor(np.shape(data), dtype, data)

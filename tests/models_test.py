@@ -12,7 +12,8 @@ from ai_edge_litert import interpreter as litert
 from litert_torch.generative.layers import kv_cache
 
 import ai_edge_rms_norm as arn
-from benchmarks import architectures, coverage
+from benchmarks import coverage
+from testing import architectures
 
 _PROMPT = [3, 141, 59, 26, 5, 35, 89, 79]
 _STEPS = 32

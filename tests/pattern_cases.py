@@ -74,14 +74,14 @@ class Case:
         """Returns a model of one composite, the operators its decomposition."""
         b = Builder()
         x, weight = self._input(b), b.constant(WEIGHT)
-        tensor = b.subgraph.tensors[x]
-        y = b.tensor(self.shape, self.dtype, signature=tensor.shapeSignature)
         inputs = [x, weight] if self.has_weight else [x]
         with b.branch(b"odml.rms_norm.impl") as inside:
             inner = self._input(b)
             inner_weight = b.input((SIZE,)) if self.has_weight else -1
             outputs = self.build(b, inner, inner_weight)
             b.subgraph.outputs = [outputs] if isinstance(outputs, int) else outputs
+            like = b.subgraph.tensors[b.subgraph.outputs[0]]
+        y = b.like(like)
         b.composite(inputs, [y], inside, self.epsilon)
         b.subgraph.outputs = [y]
         return flatbuffer.to_bytes(b.model)
@@ -132,6 +132,10 @@ def _with_epsilon(epsilon: Callable[[Builder], int]) -> Build:
     )
 
 
+def _root_sum_square(b: Builder, x: int) -> int:
+    return b("SQRT", b.reduce("SUM", _square(b, x)))
+
+
 def _row(b: Builder, x: int) -> list[int]:
     return [*b.shape(x)[:-1], 1]
 
@@ -153,6 +157,18 @@ def _intermediate(index: int) -> Callable[[Builder, int, int], int]:
 def _half(b: Builder, x: int, w: int) -> int:
     wide = b("CAST", x, dtype=np.float32)
     return b("CAST", _norm(b, wide, _inverse(b, wide), w), dtype=np.float16)
+
+
+def _repeated(b: Builder, a: int, times: int) -> int:
+    for _ in range(times):
+        a = b.reshape(a, b.shape(a))
+    return a
+
+
+def _torch_repeated(a: torch.Tensor, times: int) -> torch.Tensor:
+    for _ in range(times):
+        a = a.clone()
+    return a
 
 
 def _dequantized(b: Builder, data: np.ndarray) -> int:
@@ -177,6 +193,8 @@ def _range_safe(
     of: int | None = None,
     normalized: int | None = None,
     square: str = "MUL",
+    keep_dims: bool = True,
+    casts: bool = False,
 ) -> int:
     """The range-safe form without weight; the arguments spoil it, or spell it anew."""
     c = b.constant(root)
@@ -189,8 +207,10 @@ def _range_safe(
     else:
         z, q = b("DIV", x, scale), b("DIV", d, scale)
     operands = (z,) if square == "SQUARE" else (z, z)
-    mean = b.reduce("MEAN", b(square, *operands))
+    mean = b.reduce("MEAN", b(square, *operands), keep_dims=keep_dims)
     shifted = b("ADD", mean, b("MUL", q, q))
+    if casts:
+        z = b("CAST", z, dtype=np.float32)
     return b("MUL", z if normalized is None else normalized, b("RSQRT", shifted))
 
 
@@ -240,6 +260,10 @@ def _torch_range_safe(
     scale = x.abs().amax(-1, keepdim=True).clamp_min(root)
     z = x / scale
     return z * torch.rsqrt(_mean_square(z) + (other_root / scale) ** 2)
+
+
+def _torch_norm(x: torch.Tensor) -> torch.Tensor:
+    return x.norm(dim=-1, keepdim=True)
 
 
 def _sum(b: Builder, x: int) -> int:
@@ -305,6 +329,13 @@ NORMS = [
         ),
     ),
     Case(
+        "mean_times_1",
+        _from_mean(
+            lambda b, x: b("MUL", b.constant(1.0), b.reduce("MEAN", _square(b, x)))
+        ),
+        lambda x, w: x * torch.rsqrt(1.0 * x.pow(2).mean(-1, True) + EPSILON) * w,
+    ),
+    Case(
         "positive_axis",
         _from_mean(lambda b, x: b.reduce("MEAN", _square(b, x), 2)),
     ),
@@ -340,6 +371,18 @@ NORMS = [
         ),
         lambda x, w: x * torch.rsqrt(_torch_shifted(x)).expand_as(x) * w,
     ),
+    Case(
+        "statistic_expanded_and_reshaped",
+        lambda b, x, w: _norm(
+            b,
+            x,
+            b.reshape(
+                b.reshape(_inverse(b, x), b.shape(x), "BROADCAST_TO"), b.shape(x)
+            ),
+            w,
+        ),
+        lambda x, w: x * torch.rsqrt(_torch_shifted(x)).expand_as(x).view(x.shape) * w,
+    ),
     # The root.
     Case(
         "sqrt_div",
@@ -361,6 +404,13 @@ NORMS = [
         lambda b, x, w: b("MUL", b("DIV", b.constant(1.0), _rms(b, x)), x),
         lambda x, w: _torch_shifted(x).sqrt().reciprocal() * x,
         has_weight=False,
+    ),
+    Case(
+        "sqrt_of_reciprocal",
+        lambda b, x, w: _norm(
+            b, x, b("SQRT", b("DIV", b.constant(1.0), _shifted(b, x))), w
+        ),
+        lambda x, w: x * torch.sqrt(1 / _torch_shifted(x)) * w,
     ),
     Case(
         "pow_minus_half",
@@ -491,6 +541,12 @@ NORMS = [
         lambda x, w: _torch_range_safe(x, 1.0) * w,
         epsilon=1.0,
     ),
+    Case(
+        "range_safe_reciprocal_epsilon_1",
+        _safe(root=1.0, reciprocal=True),
+        epsilon=1.0,
+    ),
+    Case("range_safe_cast", _safe(casts=True)),
     Case("range_safe_dynamic_rows", _safe(), dynamic=True),
 ]
 
@@ -565,6 +621,53 @@ OTHERS = [
         lambda x, w: x / _mean_square(x).sqrt().clamp_min(EPSILON) * w,
         "bounded from below",
     ),
+    # These two are often called RMSNorm.
+    Case(
+        "epsilon_outside_scaled_norm",
+        lambda b, x, w: b(
+            "MUL",
+            b(
+                "DIV",
+                x,
+                b(
+                    "ADD",
+                    b("MUL", _root_sum_square(b, x), b.constant(SIZE**-0.5)),
+                    _epsilon(b),
+                ),
+            ),
+            w,
+        ),
+        lambda x, w: w * (x / (_torch_norm(x) * SIZE**-0.5 + EPSILON)),
+        "epsilon is added to the root",
+    ),
+    Case(
+        "normalize",
+        lambda b, x, w: b(
+            "MUL",
+            b(
+                "MUL",
+                b(
+                    "DIV",
+                    x,
+                    b("MAXIMUM", _root_sum_square(b, x), b.constant(1e-12)),
+                ),
+                b.constant(SIZE**0.5),
+            ),
+            w,
+        ),
+        lambda x, w: torch.nn.functional.normalize(x, dim=-1) * SIZE**0.5 * w,
+        "the root is bounded from below.* no epsilon is added",
+    ),
+    Case(
+        "unit_x_times_root_of_n",
+        lambda b, x, w: b(
+            "MUL",
+            b("MUL", b("DIV", x, _root_sum_square(b, x)), b.constant(SIZE**0.5)),
+            w,
+        ),
+        lambda x, w: x / _torch_norm(x) * SIZE**0.5 * w,
+        "no epsilon is added",
+    ),
     Case(
         "sum_for_mean",
         _from_mean(_sum),
@@ -594,6 +697,16 @@ OTHERS = [
     Case(
         "epsilon_per_row",
         _with_epsilon(lambda b: b.constant(np.full((*ROWS, 1), EPSILON))),
+        None,
+        "not a scalar",
+    ),
+    Case(
+        "epsilon_rounded",
+        _with_epsilon(
+            lambda b: b(
+                "CAST", b("CAST", b.constant(1.5), dtype=np.int32), dtype=np.float32
+            )
+        ),
         None,
         "not a scalar",
     ),
@@ -672,6 +785,14 @@ OTHERS = [
         )(x.abs().amax(1, keepdim=True).clamp_min(EPSILON**0.5)),
         "epsilon, .* is not a scalar",
     ),
+    # Of shape [n, n], too, but each row is shifted by the statistics of all.
+    Case(
+        "range_safe_shift_along_rows",
+        _safe(keep_dims=False),
+        None,
+        "epsilon, .* is not a scalar",
+        rows=(SIZE,),
+    ),
     Case(
         "range_safe_x_unscaled",
         lambda b, x, w: b("MUL", _range_safe(b, x, normalized=x), w),
@@ -683,6 +804,31 @@ OTHERS = [
         lambda b, x, w: b("MUL", _range_safe(b, x, of=b("EXP", x)), w),
         None,
         "epsilon, .* is not a scalar",
+    ),
+]
+
+# What x and y of a composite must have in common.
+OTHERS += [
+    Case(
+        "float16_to_float32",
+        lambda b, x, w: norm(b, b("CAST", x, dtype=np.float32), w),
+        None,
+        "its first input is float16 .*, its output float32",
+        dtype=np.float16,
+        is_chain=False,
+    ),
+    Case(
+        "another_rank",
+        lambda b, x, w: norm(b, b.reshape(x, (1, *ROWS, SIZE)), w),
+        None,
+        r"its first input is float32 \[2, 3, 16\], its output float32 \[1, 2",
+        is_chain=False,
+    ),
+    Case(
+        "too_long",
+        lambda b, x, w: _norm(b, x, _repeated(b, _inverse(b, x), 60), w),
+        lambda x, w: x * _torch_repeated(torch.rsqrt(_torch_shifted(x)), 70) * w,
+        "more than 64 operators",
     ),
 ]
 

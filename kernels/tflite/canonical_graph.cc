@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <iterator>
+#include <utility>
 
 #include "kernels/rms_norm/element_types.h"
 #include "kernels/tflite/int_array.h"
@@ -263,6 +264,10 @@ void CanonicalGraph::Canonicalize(CanonicalNode* node) {
       !HasComputedShape(*read, builtin->code, canonical)) {
     return;
   }
+  if (IsTimesOne(builtin->code, canonical.b, canonical.a) &&
+      builtin->code == kTfLiteBuiltinMul) {
+    std::swap(canonical.a, canonical.b);
+  }
   canonical.op = SpecialOperator(builtin->code, canonical);
   if (canonical.op == Operator::kOther) canonical.op = builtin->op;
   if (canonical.op != Operator::kOther) *node = canonical;
@@ -275,10 +280,17 @@ Operator CanonicalGraph::SpecialOperator(int builtin,
   if (builtin == kTfLiteBuiltinMul && Source(node.a) == Source(node.b)) {
     return Operator::kSquare;
   }
+  if (IsTimesOne(builtin, node.a, node.b)) return Operator::kIdentity;
   if (builtin == kTfLiteBuiltinDiv && Scalar(node.a) == 1.0) {
     return Operator::kReciprocal;
   }
   return Operator::kOther;
+}
+
+bool CanonicalGraph::IsTimesOne(int builtin, int a, int b) const {
+  const bool divides = builtin == kTfLiteBuiltinDiv;
+  return (divides || builtin == kTfLiteBuiltinMul) && Scalar(b) == 1.0 &&
+         (divides || !Scalar(a).has_value());
 }
 
 Operator CanonicalGraph::PowerOf(const CanonicalNode& node) const {
@@ -487,7 +499,10 @@ bool CanonicalGraph::KeepsValue(const CanonicalNode& node) const {
            (tensor(node.a).type != kTfLiteFloat32 &&
             tensor(node.output).type == kTfLiteFloat32);
   }
-  if (node.op != Operator::kReshape && node.op != Operator::kOnes) return false;
+  if (node.op != Operator::kReshape && node.op != Operator::kOnes &&
+      node.op != Operator::kIdentity) {
+    return false;
+  }
   const auto [shape, output] = Shapes<2>({node.a, node.output});
   return WithoutLeadingOnes(shape) == WithoutLeadingOnes(output);
 }

@@ -28,6 +28,7 @@ enum class Operator : unsigned char {
   kCast,       // CAST between floating types, DEQUANTIZE of float16
   kReshape,    // RESHAPE
   kOnes,       // EXPAND_DIMS, SQUEEZE
+  kIdentity,   // MUL(a, 1), DIV(a, 1)
   kBroadcast,  // BROADCAST_TO
   kAbs,
   kSquare,      // SQUARE, POW(a, 2), MUL(a, a)
@@ -116,6 +117,8 @@ class CanonicalGraph {
                     CanonicalNode* canonical) const;
   bool HasSoundOperands(int builtin, const CanonicalNode& node) const;
   Operator SpecialOperator(int builtin, const CanonicalNode& node) const;
+  // Whether a node is a times, or over, a constant 1 that is b.
+  bool IsTimesOne(int builtin, int a, int b) const;
   Operator PowerOf(const CanonicalNode& node) const;
   bool HasComputedShape(const TfLiteNode& node, int builtin,
                         const CanonicalNode& canonical) const;

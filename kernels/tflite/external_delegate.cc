@@ -14,6 +14,7 @@
 #include <system_error>
 
 #include "kernels/rms_norm/rms_norm.h"
+#include "kernels/rms_norm/variants.h"
 #include "kernels/tflite/rms_norm_delegate.h"
 #include "kernels/tflite/rms_norm_node.h"
 
@@ -87,4 +88,9 @@ AI_EDGE_RMS_NORM_EXPORT void tflite_plugin_destroy_delegate(
 // The kernel variant in use; see RmsNormVariant(). For ctypes.
 AI_EDGE_RMS_NORM_EXPORT const char* ai_edge_rms_norm_variant() {
   return ai_edge_rms_norm::RmsNormVariant();
+}
+
+// The variants of this architecture, "avx2, generic"; see VariantNames().
+AI_EDGE_RMS_NORM_EXPORT const char* ai_edge_rms_norm_variants() {
+  return ai_edge_rms_norm::VariantNames();
 }

@@ -88,9 +88,12 @@ std::optional<RmsNormMatch> WholeNorm(TfLiteContext* context) {
   return whole ? match : std::nullopt;
 }
 
-// The attribute and the constant may each have been rounded to float32.
+// The attribute and the constant, or its root, may each have been rounded to
+// float32.
 bool IsEpsilon(double constant, double attribute) {
-  return std::fabs(constant - attribute) <= 1e-6 * attribute;
+  constexpr double kTolerance = 1.0 / (1 << 22);
+  return std::fabs(constant - attribute) <=
+         kTolerance * std::max(constant, attribute);
 }
 
 // Whether the operands of the composite are those of its decomposition.
@@ -109,9 +112,8 @@ bool HasOperandsOf(const TfLiteContext& context, const TfLiteNode& node,
   if (!has_weight) return true;
   const TfLiteTensor& weight = context.tensors[node.inputs->data[1]];
   const TfLiteTensor& inner = decomposition.tensors[match.weight];
-  return inner.allocation_type != kTfLiteMmapRo && x.dims->size > 1 &&
-         weight.dims->size == 1 && weight.sparsity == nullptr &&
-         SameTypeAndShape(weight, inner);
+  return inner.allocation_type != kTfLiteMmapRo && weight.dims->size == 1 &&
+         weight.sparsity == nullptr && SameTypeAndShape(weight, inner);
 }
 
 bool HasOperands(const TfLiteContext& context, const TfLiteNode& node) {
@@ -126,7 +128,8 @@ bool HasOperands(const TfLiteContext& context, const TfLiteNode& node) {
 }  // namespace
 
 bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,
-                        RmsNormOptions* options) {
+                        RmsNormOptions* options,
+                        const TfLiteContext** ambiguous) {
   const auto* params =
       static_cast<const TfLiteStablehloCompositeParams*>(node.builtin_data);
   if (params == nullptr || params->name == nullptr ||
@@ -144,10 +147,15 @@ bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,
   // A composite of itself. Releasing the graph would end its partitioning.
   if (decomposition == context) return false;
   const std::optional<RmsNormMatch> match = WholeNorm(decomposition);
-  const bool is_rms_norm =
-      match.has_value() && IsEpsilon(match->epsilon, options->epsilon) &&
-      HasOperandsOf(*context, node, *decomposition, *match);
+  bool is_rms_norm = match.has_value() &&
+                     IsEpsilon(match->epsilon, options->epsilon) &&
+                     HasOperandsOf(*context, node, *decomposition, *match);
   context->ReleaseSubgraphContext(context, params->subgraph_index);
+  const int rank = context->tensors[node.inputs->data[0]].dims->size;
+  if (is_rms_norm && node.inputs->size == 2 && rank == 1) {
+    *ambiguous = decomposition;
+    is_rms_norm = false;
+  }
   return is_rms_norm;
 }
 

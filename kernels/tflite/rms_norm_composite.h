@@ -19,12 +19,13 @@ inline constexpr char kRmsNormCompositeName[] = "odml.rms_norm";
 // runtime can run the decomposition of a composite that is not claimed.
 //
 // The C interface does not tell the order of a subgraph's inputs. It follows
-// from the shapes, unless x has one dimension: then a composite with a weight
-// is not claimed.
+// from the shapes, unless x has one dimension and there is a weight: then sets
+// *ambiguous to the decomposition, in which the operators can be claimed.
 //
 // To be called from TfLiteDelegate::Prepare.
 bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,
-                        RmsNormOptions* options);
+                        RmsNormOptions* options,
+                        const TfLiteContext** ambiguous);
 
 }  // namespace ai_edge_rms_norm
 

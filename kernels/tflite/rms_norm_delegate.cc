@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -31,6 +32,8 @@ struct Delegate {
   // The claims in the graphs that the runtime is having replaced, for
   // KernelInit, which it calls meanwhile.
   std::map<const TfLiteContext*, const Claims*> claims;
+  // Decompositions of composites that can only be claimed inside.
+  std::set<const TfLiteContext*> decompositions;
 };
 
 std::vector<int> ToVector(const TfLiteIntArray& array) {
@@ -56,10 +59,16 @@ bool FindCustomOp(const char* custom_name, Claim* claim) {
 // The claim of a node that is an RMSNorm by itself.
 std::optional<Claim> ClaimNode(TfLiteContext* context, int node_index,
                                const TfLiteNode& node,
-                               const TfLiteRegistration& registration) {
+                               const TfLiteRegistration& registration,
+                               Delegate* delegate) {
   Claim claim;
   if (registration.builtin_code == kTfLiteBuiltinStablehloComposite) {
-    if (!IsRmsNormComposite(context, node, &claim.options)) return std::nullopt;
+    const TfLiteContext* ambiguous = nullptr;
+    if (!IsRmsNormComposite(context, node, &claim.options, &ambiguous)) {
+      const std::lock_guard<std::mutex> lock(delegate->mutex);
+      if (ambiguous != nullptr) delegate->decompositions.insert(ambiguous);
+      return std::nullopt;
+    }
     const TfLiteIntArray& shape = *context->tensors[node.inputs->data[0]].dims;
     claim.name = kRmsNormCompositeName;
     claim.decomposed_rank = shape.size;
@@ -176,7 +185,8 @@ TfLiteStatus ClaimDecomposed(TfLiteContext* context,
 
 TfLiteStatus FindClaims(TfLiteContext* context,
                         const std::vector<int>& node_indices,
-                        bool range_safe_only, Claims* claims) {
+                        bool range_safe_only, Delegate* delegate,
+                        Claims* claims) {
   for (const int node_index : node_indices) {
     TfLiteNode* node = nullptr;
     TfLiteRegistration* registration = nullptr;
@@ -185,7 +195,7 @@ TfLiteStatus FindClaims(TfLiteContext* context,
       return kTfLiteError;
     }
     std::optional<Claim> claim =
-        ClaimNode(context, node_index, *node, *registration);
+        ClaimNode(context, node_index, *node, *registration, delegate);
     if (claim.has_value()) claims->claims.push_back(*std::move(claim));
   }
   return ClaimDecomposed(context, node_indices, range_safe_only, claims);
@@ -224,8 +234,10 @@ TfLiteStatus Replace(TfLiteContext* context,
 
 TfLiteStatus Prepare(TfLiteContext* context, TfLiteDelegate* base) {
   auto* delegate = static_cast<Delegate*>(base->data_);
+  bool range_safe_only = !delegate->options.fuse_decomposed;
   {
     const std::lock_guard<std::mutex> lock(delegate->mutex);
+    if (delegate->decompositions.erase(context) > 0) range_safe_only = false;
     if (delegate->pool == nullptr) {
       delegate->pool = std::make_unique<ThreadPool>(
           delegate->options.num_threads > 0
@@ -240,8 +252,8 @@ TfLiteStatus Prepare(TfLiteContext* context, TfLiteDelegate* base) {
   // The plan is the runtime's, and calls below may free it.
   const std::vector<int> node_indices = ToVector(*plan);
   Claims claims;
-  if (FindClaims(context, node_indices, !delegate->options.fuse_decomposed,
-                 &claims) != kTfLiteOk) {
+  if (FindClaims(context, node_indices, range_safe_only, delegate, &claims) !=
+      kTfLiteOk) {
     return kTfLiteError;
   }
   return Replace(context, node_indices, claims, delegate);

@@ -1483,6 +1483,7 @@ class LibraryTest(absltest.TestCase):
                 "LiteRtAcceleratorImpl",
                 "ai_edge_rms_norm_set_num_threads",
                 "ai_edge_rms_norm_variant",
+                "ai_edge_rms_norm_variants",
                 "tflite_plugin_create_delegate",
                 "tflite_plugin_destroy_delegate",
             ],
@@ -1500,11 +1501,14 @@ class LibraryTest(absltest.TestCase):
 
     def test_variant(self):
         library = ctypes.CDLL(_DELEGATE.value)
-        library.ai_edge_rms_norm_variant.restype = ctypes.c_char_p
-        self.assertIn(
-            library.ai_edge_rms_norm_variant(),
-            (b"generic", b"avx2", b"avx512", b"avx512_zen4", b"neon"),
-        )
+        for function in (
+            library.ai_edge_rms_norm_variant,
+            library.ai_edge_rms_norm_variants,
+        ):
+            function.restype = ctypes.c_char_p
+        names = library.ai_edge_rms_norm_variants().split(b", ")
+        self.assertIn(library.ai_edge_rms_norm_variant(), names)
+        self.assertEqual(names[-1], b"generic")
 
 
 if __name__ == "__main__":

@@ -35,16 +35,12 @@ struct OpData {
   std::shared_ptr<ThreadPool> pool;
 };
 
-constexpr const char* NameOf(RmsNormOp op) {
-  return op == RmsNormOp::kRmsNorm ? kRmsNormName : kAddRmsNormName;
-}
-
-template <RmsNormOp op>
+template <RmsNormOp op, const char* name>
 void* Init(TfLiteContext* context, const char* buffer, std::size_t length) {
   RmsNormOptions options;
   const std::string error = ParseRmsNormOptions(buffer, length, &options);
   auto data = std::make_unique<OpData>();
-  data->node = RmsNormNode(op, NameOf(op), options);
+  data->node = RmsNormNode(op, name, options);
   if (!error.empty()) {
     context->ReportError(context, "%s: %s", data->node.name(), error.c_str());
     return nullptr;
@@ -72,31 +68,34 @@ TfLiteStatus Invoke(TfLiteContext* context, TfLiteNode* node) {
   return data->node.Invoke(context, data->pool.get());
 }
 
-template <RmsNormOp op>
-TfLiteRegistration MakeRegistration() {
-  TfLiteRegistration registration{};
-  registration.init = Init<op>;
-  registration.free = Free;
-  registration.prepare = Prepare;
-  registration.invoke = Invoke;
-  registration.builtin_code = kTfLiteBuiltinCustom;
-  registration.custom_name = NameOf(op);
-  registration.version = 1;
-  return registration;
+template <RmsNormOp op, const char* name>
+TfLiteRegistration* Register() {
+  static TfLiteRegistration registration = [] {
+    TfLiteRegistration made{};
+    made.init = Init<op, name>;
+    made.free = Free;
+    made.prepare = Prepare;
+    made.invoke = Invoke;
+    made.builtin_code = kTfLiteBuiltinCustom;
+    made.custom_name = name;
+    made.version = 1;
+    return made;
+  }();
+  return &registration;
 }
 
 }  // namespace
 
 TfLiteRegistration* Register_RMS_NORM() {
-  static TfLiteRegistration registration =
-      MakeRegistration<RmsNormOp::kRmsNorm>();
-  return &registration;
+  return Register<RmsNormOp::kRmsNorm, kRmsNormName>();
 }
 
 TfLiteRegistration* Register_ADD_RMS_NORM() {
-  static TfLiteRegistration registration =
-      MakeRegistration<RmsNormOp::kAddRmsNorm>();
-  return &registration;
+  return Register<RmsNormOp::kAddRmsNorm, kAddRmsNormName>();
+}
+
+TfLiteRegistration* Register_ML_DRIFT_RMS_NORM() {
+  return Register<RmsNormOp::kRmsNorm, kMlDriftRmsNormName>();
 }
 
 }  // namespace ai_edge_rms_norm

@@ -26,6 +26,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
+using ::testing::FloatEq;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
@@ -165,8 +166,9 @@ TEST(RegistrationTest, Resolver) {
     std::vector<std::string> names;
   } resolver;
   RegisterRmsNormOps(&resolver);
-  EXPECT_THAT(resolver.names, ElementsAre("ai_edge_torch.rms_norm",
-                                          "ai_edge_torch.add_rms_norm"));
+  EXPECT_THAT(resolver.names,
+              ElementsAre("ai_edge_torch.rms_norm",
+                          "ai_edge_torch.add_rms_norm", "custom_call.RmsNorm"));
 }
 
 TEST(RmsNormOpTest, Computes) {
@@ -185,6 +187,20 @@ TEST(RmsNormOpTest, Computes) {
   EXPECT_FLOAT_EQ(values[1], 8 / first);
   EXPECT_FLOAT_EQ(values[2], -6 / second);
   EXPECT_FLOAT_EQ(values[3], 16 / second);
+}
+
+TEST(RmsNormOpTest, TheNameOfMlDriftComputesTheSame) {
+  FakeContext context;
+  const int x = context.AddTensor(kTfLiteFloat32, {1, 2}, {3, 4});
+  const int weight = context.AddTensor(kTfLiteFloat32, {2}, {1, 2});
+  const int y = context.AddTensor(kTfLiteFloat32, {1});
+  Node node(&context, Register_ML_DRIFT_RMS_NORM(), {x, weight}, {y},
+            Options(0.5));
+  ASSERT_EQ(node.Prepare(), kTfLiteOk) << context.errors;
+  ASSERT_EQ(node.Invoke(), kTfLiteOk) << context.errors;
+  const float root = std::sqrt(12.5f + 0.5f);
+  EXPECT_THAT(context.values(y),
+              ElementsAre(FloatEq(3 / root), FloatEq(8 / root)));
 }
 
 TEST(RmsNormOpTest, AddComputesSumThenNorm) {

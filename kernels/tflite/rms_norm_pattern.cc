@@ -14,6 +14,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "kernels/rms_norm/element_types.h"
@@ -37,6 +38,7 @@ enum class Role : unsigned char {
   kRootSumSquare,
   kMeanSquare,
   kShifted,
+  kInverseShifted,
   kRms,
   kInverseRms,
   kScaledX,
@@ -76,7 +78,7 @@ struct Meaning {
   int rows = kNone;       // A tensor of the shape of x.
   int weight = kNone;     // The operand, or none.
   int row_scale = kNone;  // The first tensor of this role, or none.
-  int c = kNone;          // The constant of ROW_SCALE.
+  int c = kNone;          // The constant of ROW_SCALE, or epsilon.
   int root = kNone;       // The position of the node that computes the root.
   double epsilon = 0.0;
 };
@@ -97,15 +99,16 @@ double ShortestDecimal(float value) {
   return value;
 }
 
-// The epsilon in "<anything>/sqrt_epsilon=<epsilon>", a tensor's name.
-std::optional<double> EpsilonOfName(const char* name) {
-  constexpr char kMark[] = "/sqrt_epsilon=";
+// The epsilon in "<anything><mark><epsilon>", a tensor's name.
+std::optional<double> EpsilonOfName(const char* name, std::string_view mark) {
   constexpr std::size_t kMaxName = 4096;
   if (name == nullptr) return std::nullopt;
   const std::string text(name, strnlen(name, kMaxName));
-  const std::size_t mark = text.rfind(kMark);
-  if (text.size() == kMaxName || mark == std::string::npos) return std::nullopt;
-  std::istringstream stream(text.substr(mark + sizeof(kMark) - 1));
+  const std::size_t found = text.rfind(mark);
+  if (text.size() == kMaxName || found == std::string::npos) {
+    return std::nullopt;
+  }
+  std::istringstream stream(text.substr(found + mark.size()));
   stream.imbue(std::locale::classic());
   double epsilon = 0.0;
   if (!(stream >> std::noskipws >> epsilon) || stream.peek() != EOF) {
@@ -154,7 +157,7 @@ class Matcher {
   Meaning Abs(const CanonicalNode& node) const;
   Meaning Square(const CanonicalNode& node) const;
   Meaning Replace(const CanonicalNode& node, Role from, Role to) const;
-  Meaning Root(const CanonicalNode& node, Role role) const;
+  Meaning Root(const CanonicalNode& node, Role from, Role to) const;
   Meaning Sqrt(const CanonicalNode& node) const;
   Meaning Rsqrt(const CanonicalNode& node) const;
   Meaning Mean(const CanonicalNode& node) const;
@@ -213,6 +216,7 @@ Meaning Matcher::Apply(const CanonicalNode& node) const {
       {Operator::kCast, &Matcher::Cast},
       {Operator::kReshape, &Matcher::Reshape},
       {Operator::kOnes, &Matcher::Reshape},
+      {Operator::kIdentity, &Matcher::Cast},
       {Operator::kBroadcast, &Matcher::Broadcast},
       {Operator::kAbs, &Matcher::Abs},
       {Operator::kSquare, &Matcher::Square},
@@ -246,7 +250,7 @@ Meaning Matcher::Max(const CanonicalNode& node) const {
 }
 
 Meaning Matcher::Rsqrt(const CanonicalNode& node) const {
-  return Root(node, Role::kInverseRms);
+  return Root(node, Role::kShifted, Role::kInverseRms);
 }
 
 Meaning Matcher::Cast(const CanonicalNode& node) const {
@@ -256,7 +260,9 @@ Meaning Matcher::Cast(const CanonicalNode& node) const {
 
 Meaning Matcher::Reshape(const CanonicalNode& node) const {
   const Meaning& m = meaning(node.a);
-  return IsRowStatistic(m.role) && !m.wide ? Then(node.a, m.role) : Meaning{};
+  const bool keeps_rows = !m.wide || graph_.SameShape(node.a, node.output);
+  return IsRowStatistic(m.role) && keeps_rows ? Then(node.a, m.role)
+                                              : Meaning{};
 }
 
 Meaning Matcher::Broadcast(const CanonicalNode& node) const {
@@ -302,16 +308,21 @@ Meaning Matcher::Replace(const CanonicalNode& node, Role from, Role to) const {
   return role(node.a) == from ? Then(node.a, to) : Meaning{};
 }
 
-Meaning Matcher::Root(const CanonicalNode& node, Role role) const {
-  Meaning m = Replace(node, Role::kShifted, role);
+Meaning Matcher::Root(const CanonicalNode& node, Role from, Role to) const {
+  Meaning m = Replace(node, from, to);
   m.root = graph_.producer(node.output);
   return m;
 }
 
 Meaning Matcher::Sqrt(const CanonicalNode& node) const {
-  return role(node.a) == Role::kSumSquare
-             ? Replace(node, Role::kSumSquare, Role::kRootSumSquare)
-             : Root(node, Role::kRms);
+  switch (role(node.a)) {
+    case Role::kSumSquare:
+      return Then(node.a, Role::kRootSumSquare);
+    case Role::kInverseShifted:
+      return Root(node, Role::kInverseShifted, Role::kInverseRms);
+    default:
+      return Root(node, Role::kShifted, Role::kRms);
+  }
 }
 
 Meaning Matcher::Reciprocal(const CanonicalNode& node) const {
@@ -319,6 +330,7 @@ Meaning Matcher::Reciprocal(const CanonicalNode& node) const {
   const int a = graph_.Scalar(node.a) == 1.0 ? node.b : node.a;
   const Meaning& m = meaning(a);
   if (m.role == Role::kRms) return Then(a, Role::kInverseRms);
+  if (m.role == Role::kShifted) return Then(a, Role::kInverseShifted);
   if (m.role == Role::kRowScale) {
     return Then(a, Role::kInverseRowScale);
   }
@@ -333,6 +345,7 @@ Meaning Matcher::Add(const CanonicalNode& node) const {
     if (IsPositive(epsilon)) {
       Meaning shifted = Then(a, Role::kShifted);
       shifted.epsilon = *epsilon;
+      shifted.c = b;
       return shifted;
     }
     const Meaning& shift = meaning(b);
@@ -385,7 +398,8 @@ bool Matcher::IsMeanFactor(double factor, const Meaning& m) const {
 Meaning Matcher::Div(const CanonicalNode& node) const {
   const Meaning& m = meaning(node.a);
   if (m.role == Role::kSumSquare) {
-    return graph_.Scalar(node.b) == static_cast<double>(HiddenSize(m))
+    const std::optional<double> divisor = graph_.Scalar(node.b);
+    return divisor.has_value() && IsMeanFactor(1.0 / *divisor, m)
                ? Then(node.a, Role::kMeanSquare)
                : Meaning{};
   }
@@ -544,12 +558,17 @@ bool Matcher::IsOnes(int weight) const {
 
 double Matcher::Epsilon(const Meaning& m) const {
   if (m.row_scale == kNone) {
-    return ShortestDecimal(static_cast<float>(m.epsilon));
+    const float stored = static_cast<float>(m.epsilon);
+    const std::optional<double> named =
+        EpsilonOfName(graph_.tensor(graph_.Source(m.c)).name, "/epsilon=");
+    return IsPositive(named) && static_cast<float>(*named) == stored
+               ? *named
+               : ShortestDecimal(stored);
   }
   const int c = meaning(m.row_scale).c;
   const float root = static_cast<float>(*graph_.Scalar(c));
   const std::optional<double> named =
-      EpsilonOfName(graph_.tensor(graph_.Source(c)).name);
+      EpsilonOfName(graph_.tensor(graph_.Source(c)).name, "/sqrt_epsilon=");
   if (IsPositive(named) && static_cast<float>(std::sqrt(*named)) == root) {
     return *named;
   }
@@ -638,6 +657,7 @@ bool Matcher::IsPreparation(int tensor, const Candidate& candidate) const {
     case Operator::kCast:
     case Operator::kReshape:
     case Operator::kOnes:
+    case Operator::kIdentity:
     case Operator::kBroadcast:
       return IsReadInside(tensor, candidate);
     default:
@@ -701,15 +721,18 @@ std::vector<RmsNormMatch> Matcher::Run() {
     const Meaning m = Apply(node);
     if (m.role == Role::kNone) continue;
     meanings_[node.output] = m;
-    if (m.role == Role::kNorm) Consider(m, node.output);
+    // A norm ends before what only repeats its values, in a wider type.
+    const bool repeats = graph_.Before(node.output) != kNone;
+    if (m.role == Role::kNorm && !(repeats && candidates_.count(m.root) > 0)) {
+      Consider(m, node.output);
+    }
   }
   std::vector<RmsNormMatch> matches;
   std::vector<bool> taken(graph_.nodes().size());
   for (auto& [root, candidate] : candidates_) {
     std::set<int> all = candidate.nodes;
     all.insert(candidate.preparations.begin(), candidate.preparations.end());
-    // A cast between two norms can be the last node of one and the first one
-    // of the other.
+    // A cast between two norms can prepare an operand of both.
     if (std::any_of(all.begin(), all.end(),
                     [&](int position) { return taken[position]; })) {
       continue;

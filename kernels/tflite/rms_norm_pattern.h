@@ -36,7 +36,10 @@ struct RmsNormMatch {
 //   MEAN_SQUARE       mean(SQUARE) over the last axis, SUM_SQUARE / hidden size
 //   SHIFTED           MEAN_SQUARE + epsilon
 //   RMS               sqrt(SHIFTED)
-//   INVERSE_RMS       rsqrt(SHIFTED), 1 / RMS; that times weight, weight / RMS
+//   INVERSE_SHIFTED   1 / SHIFTED
+//   INVERSE_RMS       rsqrt(SHIFTED), 1 / RMS, sqrt(INVERSE_SHIFTED); that
+//   times
+//                     weight, weight / RMS
 //   SCALED_X          x * weight, which may stand for x below
 //   NORM              x * INVERSE_RMS, x / RMS; that times weight
 //

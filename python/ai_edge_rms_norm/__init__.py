@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Interpreter,
         delegate_path,
         kernel_variant,
+        kernel_variants,
     )
     from ai_edge_rms_norm.runtime.model import Model, fuse
     from ai_edge_rms_norm.tflite.encoding import (
@@ -61,7 +62,12 @@ _MODULES = {
         "replace_rms_norm",
     ),
     "ops.rms_norm": ("add_rms_norm", "rms_norm"),
-    "runtime.interpreter": ("Interpreter", "delegate_path", "kernel_variant"),
+    "runtime.interpreter": (
+        "Interpreter",
+        "delegate_path",
+        "kernel_variant",
+        "kernel_variants",
+    ),
     "runtime.model": ("Model", "fuse"),
     "tflite.encoding": ("Encoding", "RmsNormOp", "find_ops", "translate"),
     "tflite.fuse": ("FusedNorm", "FusionReport", "SkippedNorm"),

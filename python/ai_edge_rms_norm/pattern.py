@@ -8,7 +8,8 @@ A sweep over the operators in execution order gives each tensor its meaning, if 
     mean(SQUARE), SUM_SQUARE * 1/n           MEAN_SQUARE
     add(MEAN_SQUARE, epsilon)                SHIFTED
     sqrt(SHIFTED)                            RMS
-    rsqrt(SHIFTED), reciprocal(RMS)          INVERSE_RMS
+    reciprocal(SHIFTED)                      INVERSE_SHIFTED
+    rsqrt(SHIFTED), reciprocal(RMS)          INVERSE_RMS, also sqrt(INVERSE_SHIFTED)
     div(x, RMS), mul(x, INVERSE_RMS)         NORM
     mul(x, weight)                           may stand for x above
     mul(weight, INVERSE_RMS or NORM)         the same, with the weight
@@ -24,6 +25,11 @@ and for the range-safe form, with c = sqrt(epsilon):
     div(c, ROW_SCALE)                        SCALED_ROOT
     square(SCALED_ROOT)                      SCALED_SHIFT
     add(MEAN_SQUARE of z, SCALED_SHIFT)      SHIFTED
+
+and, to refuse what is often called RMSNorm but is not, with the reason:
+
+    sqrt(MEAN_SQUARE)                        BARE_RMS, also ROOT_SUM_SQUARE / sqrt(n)
+    div(x, ROOT_SUM_SQUARE)                  UNIT_X, whose product with sqrt(n) it is
 
 A graph adapter translates its operators into these kinds; see `Graph`.
 """
@@ -64,7 +70,9 @@ class Role(enum.Enum):
     ROOT_SUM_SQUARE = enum.auto()
     MEAN_SQUARE = enum.auto()
     SHIFTED = enum.auto()
-    BARE_RMS = enum.auto()  # The root of a mean square without epsilon.
+    INVERSE_SHIFTED = enum.auto()
+    BARE_RMS = enum.auto()
+    UNIT_X = enum.auto()
     RMS = enum.auto()
     INVERSE_RMS = enum.auto()
     NORM = enum.auto()
@@ -78,8 +86,15 @@ class Role(enum.Enum):
 
 
 # As large as x; all other roles are of one number per row.
-_ROLES_OF_ELEMENTS = (Role.SQUARE, Role.NORM, Role.ABS, Role.RANGE_SCALED_X)
+_ROLES_OF_ELEMENTS = (
+    Role.SQUARE,
+    Role.UNIT_X,
+    Role.NORM,
+    Role.ABS,
+    Role.RANGE_SCALED_X,
+)
 _REPEATING = ("alias", "cast")
+_NO_EPSILON = "no epsilon is added to the mean square"
 
 
 class Graph(Protocol[Op]):
@@ -176,7 +191,8 @@ class Refusal(Generic[Op]):
     """A root mean square that is not part of a match.
 
     Attributes:
-      root: The operator that computes the root.
+      root: The operator that computes the root; of x over the root of its sum of
+        squares, the one that multiplies by sqrt(n).
       reason: Why, in words.
     """
 
@@ -224,8 +240,9 @@ class _Meaning(Generic[Op]):
 
 @dataclasses.dataclass(frozen=True)
 class _Scaled(Generic[Op]):
-    """A product of a tensor, whose source is `source`, and a weight."""
+    """A product of a tensor x, whose source is `source`, and a weight."""
 
+    x: Tensor
     source: Tensor
     weight: Tensor
     ops: tuple[Op, ...]
@@ -295,7 +312,10 @@ class _Matcher(Generic[Op]):
                 continue
             kind, *operands = canonical
             m = getattr(self, f"_{kind}")(op, *operands)
-            if m is None or len(m.ops) > _MAX_OPS:
+            if m is None:
+                continue
+            if len(m.ops) > _MAX_OPS:
+                self._refuse(m, f"it consists of more than {_MAX_OPS} operators")
                 continue
             y = graph.output(op)
             self._meanings[y] = m
@@ -428,6 +448,8 @@ class _Matcher(Generic[Op]):
             return self._alias(op, a)
         if m := self._is(a, Role.INVERSE_ROW_SCALE):
             return self._scaled_root(op, m, factor)
+        if m := self._is(a, Role.ROOT_SUM_SQUARE, Role.UNIT_X):
+            return self._scaled_by_root_of_size(op, m, factor)
         m = self._is(a, Role.SUM_SQUARE)
         if m is None:
             return None
@@ -438,10 +460,26 @@ class _Matcher(Generic[Op]):
             problem = problem or what
         return m.then(op, role=Role.MEAN_SQUARE, problem=problem)
 
+    def _scaled_by_root_of_size(
+        self, op: Op, m: _Meaning[Op], factor: float
+    ) -> _Meaning[Op] | None:
+        """Returns what looks like the root of a mean square, or x over it."""
+        size = (m.shape or [0])[-1]
+        is_static = isinstance(size, int) and size > 0
+        power = -0.5 if m.role is Role.ROOT_SUM_SQUARE else 0.5
+        # Nothing is accepted by it, so that how it was rounded does not matter.
+        if not is_static or not math.isclose(factor, size**power, rel_tol=1e-6):
+            return None
+        self._from_root[op] = []
+        self._reasons[op] = self._why_no_root(m) or _NO_EPSILON
+        if m.role is Role.UNIT_X:
+            return None
+        return m.then(op, role=Role.BARE_RMS, root=op)
+
     def _add(self, op: Op, a: Tensor, b: Tensor) -> _Meaning[Op] | None:
         for p, q in ((a, b), (b, a)):
             if m := self._is(p, Role.MEAN_SQUARE):
-                return self._shift(op, m, q)
+                return self._shift(op, m, p, q)
             if m := self._is(p, Role.SUM_SQUARE):
                 problem = m.problem or "the sum of squares is not divided by its length"
                 return m.then(op, role=Role.SHIFTED, problem=problem)
@@ -450,14 +488,17 @@ class _Matcher(Generic[Op]):
                 self._refuse(m, f"epsilon is added to the root, in {where}, not inside")
         return None
 
-    def _shift(self, op: Op, m: _Meaning[Op], shift: Tensor) -> _Meaning[Op]:
+    def _shift(
+        self, op: Op, m: _Meaning[Op], mean: Tensor, shift: Tensor
+    ) -> _Meaning[Op]:
         graph = self._graph
         z = self._is(m.x[0], Role.RANGE_SCALED_X)
         scaled = self._is(shift, Role.SCALED_SHIFT)
-        if scaled and z and z.row_scale == scaled.row_scale:
+        is_of_rows = graph.shape(shift) == graph.shape(mean)
+        if scaled and z and z.row_scale == scaled.row_scale and is_of_rows:
             return m.then(
                 op,
-                z,
+                *self._range_scaled_among(*m.x),
                 scaled,
                 role=Role.SHIFTED,
                 x=z.x,
@@ -489,6 +530,10 @@ class _Matcher(Generic[Op]):
             if m := self._is(p, Role.BARE_RMS):
                 where = self._graph.describe_op(op)
                 self._refuse(m, f"the root is bounded from below, in {where}")
+            if m := self._is(p, Role.ROOT_SUM_SQUARE):
+                where = self._graph.describe_op(op)
+                problem = f"the root is bounded from below, in {where}; {_NO_EPSILON}"
+                return m.then(op, problem=m.problem or problem)
             clamp = self._graph.scalar(q)
             if (m := self._is(p, Role.MAX_ABS)) and clamp and 0 < clamp < math.inf:
                 scale = self._graph.output(op)
@@ -510,15 +555,16 @@ class _Matcher(Generic[Op]):
     def _sqrt(self, op: Op, a: Tensor) -> _Meaning[Op] | None:
         if m := self._is(a, Role.SUM_SQUARE):
             return m.then(op, role=Role.ROOT_SUM_SQUARE)
-        return self._root(op, a, Role.RMS)
+        if m := self._is(a, Role.INVERSE_SHIFTED):
+            return self._root(op, m, Role.INVERSE_RMS)
+        m = self._is(a, Role.SHIFTED, Role.MEAN_SQUARE)
+        return m and self._root(op, m, Role.RMS)
 
     def _rsqrt(self, op: Op, a: Tensor) -> _Meaning[Op] | None:
-        return self._root(op, a, Role.INVERSE_RMS)
-
-    def _root(self, op: Op, a: Tensor, role: Role) -> _Meaning[Op] | None:
         m = self._is(a, Role.SHIFTED, Role.MEAN_SQUARE)
-        if m is None:
-            return None
+        return m and self._root(op, m, Role.INVERSE_RMS)
+
+    def _root(self, op: Op, m: _Meaning[Op], role: Role) -> _Meaning[Op] | None:
         self._from_root[op] = []
         self._reasons[op] = self._why_no_root(m)
         if m.role is Role.MEAN_SQUARE:
@@ -534,7 +580,7 @@ class _Matcher(Generic[Op]):
         if m.problem is not None:
             return m.problem
         if m.role is Role.MEAN_SQUARE:
-            return "no epsilon is added to the mean square"
+            return _NO_EPSILON
         if not isinstance(m.shape[-1], int) or m.shape[-1] <= 0:
             return f"the last dimension of {m.shape} is not static"
         return None
@@ -542,6 +588,8 @@ class _Matcher(Generic[Op]):
     def _reciprocal(self, op: Op, a: Tensor) -> _Meaning[Op] | None:
         if m := self._is(a, Role.ROW_SCALE):
             return m.then(op, role=Role.INVERSE_ROW_SCALE)
+        if m := self._is(a, Role.SHIFTED):
+            return m.then(op, role=Role.INVERSE_SHIFTED)
         m = self._is(a, Role.RMS)
         return m and m.then(op, role=Role.INVERSE_RMS)
 
@@ -551,6 +599,9 @@ class _Matcher(Generic[Op]):
             if clamp is not None:
                 return self._scaled_root(op, m, clamp)
             return self._range_scaled(op, m, a, b)
+        if m := self._is(b, Role.ROOT_SUM_SQUARE):
+            is_of_x = self._source(a) == m.of and self._is_row(b, m)
+            return m.then(op, role=Role.UNIT_X) if is_of_x else None
         m = self._is(b, Role.RMS)
         return self._normalize(op, m, b, a) if m else None
 
@@ -584,12 +635,17 @@ class _Matcher(Generic[Op]):
             return None
         return m.then(op, role=Role.RANGE_SCALED_X, x=(*m.x, x))
 
+    def _range_scaled_among(self, *tensors: Tensor) -> list[_Meaning[Op]]:
+        """Returns the meanings of z, in whose operators its casts are, too."""
+        found = [self._is(tensor, Role.RANGE_SCALED_X) for tensor in tensors]
+        return [m for m in found if m is not None]
+
     def _note_scaled(self, op: Op, x: Tensor, factor: Tensor) -> None:
         shape = self._graph.shape(x)
         weight = self._weight(factor, shape[-1]) if shape else None
         if weight is not None:
             y = self._graph.output(op)
-            self._scaled[y] = _Scaled(self._source(x), weight, (op,))
+            self._scaled[y] = _Scaled(x, self._source(x), weight, (op,))
 
     def _normalize(
         self, op: Op, m: _Meaning[Op], statistic: Tensor, other: Tensor
@@ -603,14 +659,14 @@ class _Matcher(Generic[Op]):
                 self._refuse(m, f"the statistic has shape {shape}, x has {m.shape}")
             return None
         if self._source(other) == m.of:
-            return m.then(op, role=Role.NORM)
+            return m.then(op, *self._range_scaled_among(other), role=Role.NORM)
         if scaled is not None and is_scaled:
             if len(m.weights) == self._graph.max_weights:
                 return None
             weights = (*m.weights, scaled.weight)
             ops = tuple(dict.fromkeys((*m.ops, *scaled.ops)))
             m = dataclasses.replace(m, ops=ops, weights=weights)
-            return m.then(op, role=Role.NORM)
+            return m.then(op, *self._range_scaled_among(scaled.x), role=Role.NORM)
         return self._add_weight(op, m, other, role=Role.INVERSE_RMS)
 
     def _add_weight(

@@ -47,7 +47,7 @@ class Arm64ConversionTest(absltest.TestCase):
                         "packages": emulation.lock_folder(lock),
                         "site": pathlib.Path(site),
                         "tests": _PROJECT / "tests",
-                        "project/demo": _PROJECT / "demo",
+                        "project/testing": _PROJECT / "testing",
                     },
                     path=["site", "project", "packages"],
                 )

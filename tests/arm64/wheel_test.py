@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import absltest
 
 import ai_edge_rms_norm as arn
-from demo import transformer
+from testing import transformer
 from tests import wheel_platform
 from tests.arm64 import emulation
 

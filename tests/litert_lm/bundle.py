@@ -11,7 +11,7 @@ import torch
 from ai_edge_quantizer import quantizer, recipe
 from litert_torch.generative.utilities import litertlm_builder
 
-from benchmarks import architectures
+from testing import architectures
 
 _CACHE = 64
 _PROMPT = 16

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm import backends
 from ai_edge_rms_norm.backends import Outcome
-from demo import transformer
+from testing import transformer
 from tests.backends import environment, models
 
 _WORKER = pathlib.Path(__file__).with_name("run_model.py")

@@ -14,7 +14,7 @@ import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.conversion import converter
 from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END, ai_edge_torch
 from ai_edge_rms_norm.tflite import edit, flatbuffer
-from demo import transformer
+from testing import transformer
 
 
 def _random(*shape):

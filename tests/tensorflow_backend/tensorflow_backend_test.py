@@ -15,7 +15,7 @@ import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.conversion import converter, tensorflow_backend
 from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END, interface
 from ai_edge_rms_norm.tflite import flatbuffer
-from demo import transformer
+from testing import transformer
 
 _BACKENDS = ("litert", "tensorflow")
 

@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import pathlib
+import re
 import unittest
 
 import numpy as np
@@ -14,11 +15,13 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import quantizer, recipe
+from flatbuffers import flexbuffers
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 from ai_edge_rms_norm.tflite import edit, encoding, flatbuffer, op_options
 from testing.tflite_builder import Builder
+from tests import pattern_cases
 
 _OP = schema.BuiltinOperator
 
@@ -223,6 +226,45 @@ class TranslationTest(parameterized.TestCase):
         )
         self.assertLen(operator.inputs, 2)
 
+    @parameterized.parameters(((16,),), ((1, 1, 1, 2, 16),))
+    def test_ranks_that_ml_drift_does_not_take(self, shape):
+        b = Builder()
+        content = b.content(pattern_cases.norm(b, b.input(shape), b.constant([1] * 16)))
+        reason = f"needs x of rank 2 to 4, its shape is {re.escape(str(list(shape)))}"
+        self._check_refused(content, reason)
+
+    def test_weight_that_ml_drift_does_not_take(self):
+        b = Builder()
+        y = pattern_cases.norm(b, b.input((2, 16)), b.input((16,)))
+        self._check_refused(b.content(y), "needs a constant weight, 't1' is computed")
+
+    def _check_refused(self, content, reason):
+        model, report = arn.fuse(content, encoding="ml_drift")
+        self.assertEmpty(report.fused)
+        self.assertEqual(bytes(model), content)
+        self.assertRegex(report.skipped[0].reason, reason)
+        custom, _ = arn.fuse(content)
+        with self.assertRaisesRegex(ValueError, f"^subgraph 0, operator 0: .*{reason}"):
+            custom.translate("ml_drift")
+
+    @parameterized.parameters("composite", "decomposed")
+    def test_plain_form(self, encoding):
+        b = Builder()
+        x, weight = b.input((2, 16)), b.constant(np.ones(16))
+        plain = b.content(pattern_cases.norm(b, x, weight))
+        converted = arn.convert(
+            arn.RMSNorm(16, eps=1e-3).eval(),
+            (torch.ones(2, 16),),
+            encoding=encoding,
+            range_safe=False,
+        )
+        fused, _ = arn.fuse(plain, encoding=encoding, range_safe=False)
+        safe, _ = arn.fuse(plain, encoding=encoding)
+        for model, is_safe in ((converted, False), (fused, False), (safe, True)):
+            subgraph = flatbuffer.read(bytes(model)).subgraphs[-1]
+            self.assertLen(subgraph.operators, 12 if is_safe else 6)
+            self.assertEqual(model.rms_norm_ops()[0].epsilon, 1e-3)
+
     def test_operators_by_index(self):
         """Only what keeps the indices of operators may be written."""
         model = flatbuffer.read(norm())
@@ -396,8 +438,32 @@ class CompositeTest(parameterized.TestCase):
             operator.outputs = list(b.model.subgraphs[subgraph].outputs)
             operator.builtinOptions2.decompositionSubgraphIndex = target
             b.model.subgraphs[subgraph].operators = [operator]
-        with self.assertRaisesRegex(ValueError, "subgraph 1 calls itself"):
+        with self.assertRaisesRegex(ValueError, "calls itself"):
             arn.fuse(flatbuffer.to_bytes(b.model))
+
+    def test_without_weight(self):
+        """One of somebody else gets one of ones, which vendors' parsers read."""
+        (case,) = (c for c in pattern_cases.NORMS if c.name == "no_weight")
+        content = case.composite()
+        model, report = arn.fuse(content, encoding="composite")
+        self.assertLen(report.fused, 1)
+        self.assertEqual(bytes(arn.Model(content).translate("composite")), bytes(model))
+        (norm,) = model.rms_norm_ops()
+        self.assertLen(norm.inputs, 2)
+        self.assertEqual(
+            bytes(model.translate("custom")), arn.translate(content, "custom")
+        )
+        # Then there is nothing left to do.
+        self.assertEqual(bytes(model.translate("composite")), bytes(model))
+
+    def test_unknown_attribute(self):
+        """To ignore it could change the result."""
+        b, inputs, outputs = self._builder((2, 16))
+        b.composite(inputs, outputs, decomposition(b, (2, 16)), 1e-3)
+        options = b.subgraph.operators[-1].builtinOptions2
+        attributes = flexbuffers.Dumps({"epsilon": 1e-3, "axis": 1})
+        options.compositeAttributes = np.frombuffer(attributes, np.uint8)
+        self._check(b, "unknown key 'axis'")
 
     def test_more_inside(self):
         b, inputs, outputs = self._builder((2, 16))

@@ -284,7 +284,7 @@ class ConverterTest(parameterized.TestCase):
         model, report = arn.fuse(flatbuffer.to_bytes(tree))
         self.assertLen(report.fused, 1)
         (skipped,) = report.skipped
-        self.assertIn("no attribute epsilon", skipped.reason)
+        self.assertIn("must be a map with the one key", skipped.reason)
         self.assertLen(model.rms_norm_ops(), 1)
 
     def test_composites_with_one_decomposition(self):

@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ai_edge_rms_norm.tflite import encoding, files, flatbuffer, op_options, verify
 
-__all__ = ["Interpreter", "delegate_path", "kernel_variant"]
+__all__ = ["Interpreter", "delegate_path", "kernel_variant", "kernel_variants"]
 
 _DELEGATE = pathlib.Path(__file__).parents[1] / "_native" / "librms_norm_delegate.so"
 
@@ -39,15 +39,30 @@ def delegate_path() -> str:
 
 
 def kernel_variant() -> str:
-    """Returns the name of the kernel variant for this CPU, for example `avx2`.
+    """Returns the kernel variant that this process runs, one of `kernel_variants()`.
 
     Raises:
-      FileNotFoundError: The package was built without the plugin.
+      FileNotFoundError: The package was built without the delegate.
     """
-    variant = ctypes.CDLL(delegate_path()).ai_edge_rms_norm_variant
-    variant.restype = ctypes.c_char_p
-    name: bytes = variant()
-    return name.decode()
+    return _text_from_delegate("ai_edge_rms_norm_variant")
+
+
+def kernel_variants() -> tuple[str, ...]:
+    """Returns the names of this architecture's kernel variants, the preferred first.
+
+    They are the values of the environment variable AI_EDGE_RMS_NORM_VARIANT.
+
+    Raises:
+      FileNotFoundError: The package was built without the delegate.
+    """
+    return tuple(_text_from_delegate("ai_edge_rms_norm_variants").split(", "))
+
+
+def _text_from_delegate(name: str) -> str:
+    function = getattr(ctypes.CDLL(delegate_path()), name)
+    function.restype = ctypes.c_char_p
+    text: bytes = function()
+    return text.decode()
 
 
 def _resolve_custom_calls(content: verify.Content, name: str) -> bytes | None:

@@ -273,6 +273,10 @@ def build_subgraph(
     return len(model.subgraphs) - 1
 
 
+def _describe(tensor: schema.TensorT) -> str:
+    return f"{type_name(tensor.type)} {shape_of(tensor)}"
+
+
 class _NotRmsNormError(Exception):
     """A composite is not an RMSNorm; the message says why."""
 
@@ -355,6 +359,11 @@ class Judge:
             raise _NotRmsNormError("the norm is not that of its first input")
         if match.y != int(inner.outputs[0]):
             raise _NotRmsNormError("its output is not that of the norm")
+        described = [_describe(graph.tensor(i)) for i in (x, match.y)]
+        if described[0] != described[1]:
+            raise _NotRmsNormError(
+                f"its first input is {described[0]}, its output {described[1]}"
+            )
         return _Inside(graph, match)
 
     def _check_weight(
@@ -401,10 +410,7 @@ class Judge:
                     f"it has {kind}s {outer}, its decomposition {len(inside)}"
                 )
             for i, (a, b) in enumerate(zip(outer, inside, strict=True)):
-                given, expected = subgraph.tensors[a], inner.tensor(b)
-                described = [
-                    f"{type_name(t.type)} {shape_of(t)}" for t in (given, expected)
-                ]
+                described = [_describe(subgraph.tensors[a]), _describe(inner.tensor(b))]
                 if described[0] != described[1]:
                     raise _NotRmsNormError(
                         f"{kind} {i} is {described[0]}, that of its decomposition"

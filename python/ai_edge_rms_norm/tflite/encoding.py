@@ -7,7 +7,7 @@
 `composite`: builtin STABLEHLO_COMPOSITE (206) `odml.rms_norm` with a decomposition
   into plain operators, for compilers that know the name and runtimes that do not.
 `ml_drift`: builtin CUSTOM `custom_call.RmsNorm`, options as `custom`: one kernel on
-  LiteRT's GPU accelerator.
+  LiteRT's GPU accelerator, for x of 2 to 4 dimensions and a constant weight.
 `decomposed`: plain operators, in a form whose intermediates fit float16 (`composite`).
 
 In the last three add_rms_norm becomes ADD and a norm. Composite and `ml_drift` always
@@ -36,14 +36,18 @@ __all__ = [
     "SkippedNorm",
     "Survey",
     "is_rms_norm_composite",
+    "is_written",
     "rewrite",
     "translate",
     "translate_model",
+    "why_not",
 ]
 
 _COMPOSITE_NAME = "odml.rms_norm"
 # The name that LiteRT's GPU accelerator, ML Drift, knows; x, weight to y.
 _ML_DRIFT_NAME = "custom_call.RmsNorm"
+# The ranks of x for which it was run (docs/backends.md).
+_ML_DRIFT_RANKS = range(2, 5)
 _NUM_OUTPUTS = {op_options.RMS_NORM: 1, op_options.ADD_RMS_NORM: 2}
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
@@ -94,6 +98,23 @@ class RmsNormOp:
     operators: tuple[int, ...]
 
 
+# In which add_rms_norm is one operator, and a norm may have no weight.
+_ONE_OPERATOR = (Encoding.STABLEHLO_CUSTOM_CALL, Encoding.CUSTOM)
+
+
+def _weight(norm: RmsNormOp) -> int | None:
+    """Returns the weight of a norm; None if it has none."""
+    weights = norm.inputs[_NUM_OUTPUTS[norm.call_target] :]
+    return weights[0] if weights and weights[0] >= 0 else None
+
+
+def is_written(norm: RmsNormOp, encoding: Encoding) -> bool:
+    """Whether a norm is as this module writes it in an encoding."""
+    has_weight = _weight(norm) is not None
+    needs_weight = encoding in (Encoding.COMPOSITE, Encoding.ML_DRIFT)
+    return norm.encoding == encoding and (has_weight or not needs_weight)
+
+
 def _decode(
     model: schema.ModelT, operator: schema.OperatorT
 ) -> tuple[Encoding, str, float] | None:
@@ -119,10 +140,7 @@ def _decode(
             return Encoding.STABLEHLO_CUSTOM_CALL, name, epsilon
     elif is_rms_norm_composite(model, operator):
         attributes = edit.octets(options.compositeAttributes)
-        try:
-            epsilon = op_options.decode_custom_options(attributes)
-        except ValueError:
-            return None  # Of somebody else, who means something else by the name.
+        epsilon = op_options.decode_custom_options(attributes)
         return Encoding.COMPOSITE, op_options.RMS_NORM, epsilon
     return None
 
@@ -155,16 +173,26 @@ def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
         )
 
 
-def _check_decomposable(tensors: Sequence[schema.TensorT]) -> None:
-    """Raises if there is no kernel for x and a weight, if there is one."""
-    x, *weights = tensors
+def why_not(model: schema.ModelT, norm: RmsNormOp, encoding: Encoding) -> str | None:
+    """Returns why a norm cannot be written in an encoding; None if it can."""
+    if encoding in _ONE_OPERATOR:
+        return None
+    tensors = model.subgraphs[norm.subgraph].tensors
+    x, weight = tensors[norm.inputs[0]], _weight(norm)
     if not shape_of(x) or int(x.shape[-1]) <= 0:
-        raise ValueError(f"x must have a last dimension, its shape is {shape_of(x)}")
-    for name, tensor in (("x", x), *(("weight", weight) for weight in weights)):
+        return f"x must have a last dimension, its shape is {shape_of(x)}"
+    operands = {"x": x} if weight is None else {"x": x, "weight": tensors[weight]}
+    for name, tensor in operands.items():
         if tensor.type not in composite.ONE:
-            raise ValueError(
-                f"{name}, {edit.text(tensor.name)!r}, is {type_name(tensor.type)}"
-            )
+            return f"{name}, {edit.text(tensor.name)!r}, is {type_name(tensor.type)}"
+    if encoding != Encoding.ML_DRIFT:
+        return None
+    if len(x.shape) not in _ML_DRIFT_RANKS:
+        return f"{encoding.value} needs x of rank 2 to 4, its shape is {shape_of(x)}"
+    if weight is not None and edit.constant_data(model, tensors[weight]) is None:
+        name = edit.text(tensors[weight].name)
+        return f"{encoding.value} needs a constant weight, {name!r} is computed"
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +252,16 @@ class Survey:
 
     def _read(self, s: int, o: int, operator: schema.OperatorT) -> None:
         """Notes an operator that is an RMSNorm by its name."""
-        decoded = _decode(self._model, operator)
+        try:
+            decoded = _decode(self._model, operator)
+        except ValueError as error:
+            if not is_rms_norm_composite(self._model, operator):
+                raise
+            # Of somebody else, who may mean something else by the name.
+            reason = f"the composite odml.rms_norm is something else: {error}"
+            self.skipped.append(SkippedNorm(s, o, reason))
+            return
         if decoded is None:
-            if is_rms_norm_composite(self._model, operator):
-                reason = "the composite odml.rms_norm has no attribute epsilon > 0"
-                self.skipped.append(SkippedNorm(s, o, reason))
             return
         encoding, call_target, epsilon = decoded
         if encoding == Encoding.COMPOSITE:
@@ -354,16 +387,15 @@ class _Writer:
 
     def operators(self, norm: RmsNormOp) -> list[schema.OperatorT]:
         """Returns the operators that stand for a norm in the writer's encoding."""
-        inputs = [i for i in norm.inputs if i >= 0]  # -1: the weight is left out.
         terms = _NUM_OUTPUTS[norm.call_target]
-        weight = inputs[terms] if len(inputs) > terms else None
+        inputs, weight = list(norm.inputs[:terms]), _weight(norm)
         if weight is not None and _is_our_ones(
             self._model, self._subgraph.tensors[weight]
         ):
             weight = None
         options = op_options.encode_custom_options(norm.epsilon)
-        if self._encoding in (Encoding.STABLEHLO_CUSTOM_CALL, Encoding.CUSTOM):
-            inputs = inputs[:terms] + ([] if weight is None else [weight])
+        if self._encoding in _ONE_OPERATOR:
+            inputs += [] if weight is None else [weight]
             operator = schema.OperatorT(inputs=inputs, outputs=list(norm.outputs))
             if self._encoding == Encoding.CUSTOM:
                 _set_custom(self._model, operator, norm.call_target, options)
@@ -372,13 +404,11 @@ class _Writer:
                     self._model, operator, norm.call_target, norm.epsilon
                 )
             return [operator]
-        operands = [inputs[0]] if weight is None else [inputs[0], weight]
-        _check_decomposable([self._subgraph.tensors[i] for i in operands])
         operators = []
         x = inputs[0]
         if norm.call_target == op_options.ADD_RMS_NORM:
             x = norm.outputs[0]
-            operators.append(self._add(inputs[:2], x))
+            operators.append(self._add(inputs, x))
         y = norm.outputs[-1]
         if self._encoding == Encoding.DECOMPOSED:
             return operators + composite.build(
@@ -570,9 +600,15 @@ def rewrite(
       range_safe: As for `translate`.
 
     Raises:
-      ValueError: The model refers to operators by index, and these would change.
+      ValueError: The model refers to operators by index, and these would change, or
+        `why_not` says why a norm cannot be written.
     """
     norms = list(norms)
+    for norm in norms:
+        if (reason := why_not(model, norm, encoding)) is not None:
+            raise ValueError(
+                f"subgraph {norm.subgraph}, operator {norm.operator}: {reason}"
+            )
     _check_order(model, norms, encoding)
     by_subgraph: dict[int, list[RmsNormOp]] = collections.defaultdict(list)
     for norm in norms:
@@ -602,7 +638,7 @@ def _check_order(
     model: schema.ModelT, norms: Iterable[RmsNormOp], encoding: Encoding
 ) -> None:
     names = [edit.text(entry.name) for entry in model.metadata or ()]
-    is_one = encoding in (Encoding.STABLEHLO_CUSTOM_CALL, Encoding.CUSTOM)
+    is_one = encoding in _ONE_OPERATOR
     is_simple = encoding in (Encoding.COMPOSITE, Encoding.ML_DRIFT)
     if _CONTROL_DEPENDENCIES in names and not all(
         len(norm.operators) == 1
@@ -623,6 +659,7 @@ def translate_model(
     A composite is translated only if its decomposition is an RMSNorm, and decomposed
     norms only if they are range-safe, or named as translations name them; `fuse` takes
     the others, too. An add_rms_norm that became ADD and a norm stays two operators.
+    Composites of others without a weight get one of ones.
 
     Args:
       model: The object tree of a .tflite.
@@ -633,14 +670,14 @@ def translate_model(
       The number of operators that were translated.
 
     Raises:
-      ValueError: An operator's options cannot be read, or the model refers to
-        operators by index.
+      ValueError: An operator's options cannot be read, the model refers to operators
+        by index, or a norm cannot be written in the encoding (`why_not`).
     """
     survey = Survey(model)
     norms = [
         norm
         for norm in survey.norms
-        if norm.encoding != encoding and survey.is_translation(norm)
+        if not is_written(norm, encoding) and survey.is_translation(norm)
     ]
     rewrite(model, survey, norms, encoding, range_safe=range_safe)
     return len(norms)
@@ -657,12 +694,14 @@ def translate(
       content: The bytes of a .tflite.
       encoding: The encoding that all shall have.
       range_safe: Whether the operators of the encoding `decomposed`, and inside of
-        composites, are those of the range-safe form. The plain form takes about half
-        the time on a CPU, but its squares overflow in float16 from 256 on.
+        composites, are those of the range-safe form. The plain form takes half to two
+        thirds of the time on a stock CPU runtime, but its squares overflow in float16
+        from 256 on.
 
     Raises:
-      ValueError: `content` is not a .tflite, the encoding is unknown, or the options of
-        an operator cannot be read.
+      ValueError: `content` is not a .tflite, the encoding is unknown, the options of an
+        operator cannot be read, or one cannot be written in the encoding: `ml_drift`
+        needs x of rank 2 to 4 and a constant weight.
     """
     encoding = Encoding(encoding)
     model = flatbuffer.read(content)

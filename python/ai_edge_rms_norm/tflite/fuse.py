@@ -15,7 +15,9 @@ from ai_edge_rms_norm.tflite.encoding import (
     RmsNormOp,
     SkippedNorm,
     Survey,
+    is_written,
     rewrite,
+    why_not,
 )
 
 __all__ = ["FusedNorm", "FusionReport", "SkippedNorm", "fuse_model"]
@@ -63,26 +65,37 @@ class FusionReport:
 
 
 def fuse_model(
-    model: schema.ModelT, encoding: Encoding = Encoding.CUSTOM
+    model: schema.ModelT,
+    encoding: Encoding = Encoding.CUSTOM,
+    *,
+    range_safe: bool = True,
 ) -> FusionReport:
     """Fuses the norms of an object tree, in place; otherwise like `fuse`."""
     before = sum(len(subgraph.operators) for subgraph in model.subgraphs)
     survey = Survey(model)
-    norms = [
-        norm
-        for norm in survey.norms
-        if norm.encoding != encoding
-        or (norm.encoding == Encoding.DECOMPOSED and not survey.is_range_safe(norm))
-    ]
+    norms: list[RmsNormOp] = []
+    skipped = list(survey.skipped)
+    for norm in survey.norms:
+        is_form = (
+            norm.encoding != Encoding.DECOMPOSED
+            or survey.is_range_safe(norm) == range_safe
+        )
+        if is_written(norm, encoding) and is_form:
+            continue
+        reason = why_not(model, norm, encoding)
+        if reason is None:
+            norms.append(norm)
+        else:
+            skipped.append(SkippedNorm(norm.subgraph, norm.operator, reason))
     fused = tuple(
         _describe(model, norm)
         for norm in norms
         if norm.encoding in (Encoding.DECOMPOSED, Encoding.COMPOSITE)
     )
-    rewrite(model, survey, norms, encoding)
+    rewrite(model, survey, norms, encoding, range_safe=range_safe)
     return FusionReport(
         fused,
-        tuple(sorted(survey.skipped, key=lambda r: (r.subgraph, r.operator))),
+        tuple(sorted(skipped, key=lambda r: (r.subgraph, r.operator))),
         before,
         sum(len(subgraph.operators) for subgraph in model.subgraphs),
     )

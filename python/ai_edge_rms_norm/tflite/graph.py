@@ -20,7 +20,6 @@ _TYPE_NAMES: dict[int, str] = {
 }
 _HALF_TYPES = (_TYPE.FLOAT16, _TYPE.BFLOAT16)
 _FLOAT_TYPES = (_TYPE.FLOAT32, *_HALF_TYPES)
-_DTYPES = {_TYPE.FLOAT32: np.float32, _TYPE.FLOAT16: np.float16}
 
 # Kind by operator, for those with one operand that counts.
 _UNARY = {
@@ -101,7 +100,7 @@ class Graph:
         self._needed = {int(i) for i in (*subgraph.outputs, *outputs)}
         self._users: dict[int, list[int]] = collections.defaultdict(list)
         self._producers: dict[int, int | None] = {int(i): None for i in subgraph.inputs}
-        # The constant that a tensor is, cast, dequantized or reshaped.
+        # The constant that a tensor is, widened, dequantized or reshaped.
         self._stored: dict[int, int] = {}
         self._shapes: dict[int, list[int]] = {}
         for o in range(len(self.operators)):
@@ -114,7 +113,7 @@ class Graph:
                 self._producers[i] = o
             if _UNARY.get(self._builtins[o]) in ("cast", "expand", "reshape"):
                 before, after = self._inputs[o][0], self.output(o)
-                if self.is_constant(before):
+                if self.widens(before, after) and self.is_constant(before):
                     self._stored[after] = self.stored(before)
 
     def _check_operands(self, op: int) -> None:
@@ -150,12 +149,12 @@ class Graph:
         return edit.text(self._tensors[tensor].name)
 
     def is_constant(self, tensor: int) -> bool:
-        """Whether a tensor is a constant, or one that is cast or reshaped."""
+        """Whether a tensor is a constant, or one that is widened or reshaped."""
         stored = self._tensors[self.stored(tensor)]
         return edit.constant_data(self._model, stored) is not None
 
     def stored(self, tensor: int) -> int:
-        """Returns the constant that is cast or reshaped to a tensor, else itself."""
+        """Returns the constant that a tensor is, widened or reshaped, else itself."""
         return self._stored.get(tensor, tensor)
 
     # pattern.Graph
@@ -238,17 +237,20 @@ class Graph:
         return int(self._tensors[tensor].type)
 
     def widens(self, before: int, after: int) -> bool:
-        return self.dtype(after) in (self.dtype(before), _TYPE.FLOAT32)
+        old, new = self.dtype(before), self.dtype(after)
+        return old == new or (old in _HALF_TYPES and new == _TYPE.FLOAT32)
 
     def scalar(self, tensor: int) -> float | None:
         stored = self.stored(tensor)
-        dtype = _DTYPES.get(self.dtype(stored))
+        dtype = self.dtype(stored)
         data = edit.constant_data(self._model, self._tensors[stored])
-        if dtype is None or data is None or len(data) != np.dtype(dtype).itemsize:
+        size = 4 if dtype == _TYPE.FLOAT32 else 2
+        if dtype not in _FLOAT_TYPES or data is None or len(data) != size:
             return None
-        if self.dtype(tensor) not in _FLOAT_TYPES:
-            return None
-        return float(np.frombuffer(bytes(data), dtype)[0])
+        content = bytes(data)
+        if dtype == _TYPE.BFLOAT16:  # The upper half of a float32.
+            return float(np.frombuffer(b"\0\0" + content, np.float32)[0])
+        return float(np.frombuffer(content, np.float16 if size == 2 else np.float32)[0])
 
     def epsilon(self, tensor: int) -> float:
         value = self.scalar(tensor)

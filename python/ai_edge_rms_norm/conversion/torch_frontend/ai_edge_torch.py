@@ -11,7 +11,8 @@ Private here, since nothing public does it:
 - `_convert.conversion._run_convert_passes`: the passes that `ai_edge_torch.convert`
   runs. The decompositions before them are in a function that runs all of the rest, too.
 
-tests/tensorflow_backend/tensorflow_ai_edge_torch_test.py runs them all; there is no later release.
+There is no later release; tests/tensorflow_backend/tensorflow_ai_edge_torch_test.py
+runs them all.
 """
 
 from collections.abc import Callable
