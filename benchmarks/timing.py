@@ -20,12 +20,16 @@ class Timing:
       low: First quartile.
       high: Third quartile.
       ratio: Median over the rounds of this time divided by the baseline's.
+      ratio_low: First quartile of these ratios.
+      ratio_high: Third quartile of these ratios.
     """
 
     median: float
     low: float
     high: float
     ratio: float
+    ratio_low: float
+    ratio_high: float
 
 
 def _calls_per_sample(run: Callable[[], object], seconds: float) -> int:
@@ -47,7 +51,7 @@ def interleaved(
     rounds: int,
     *,
     sample: float = 2e-3,
-    pause: float = 0.0,
+    warm_up: float = 0.0,
 ) -> dict[str, Timing]:
     """Times every callable once per round, so that all see the same machine.
 
@@ -56,8 +60,8 @@ def interleaved(
       baseline: The name that ratios refer to.
       rounds: Number of rounds, at least 3.
       sample: Seconds that the repeated calls of one sample take, about.
-      pause: Seconds to wait before each sample, for threads that still spin for work
-        of the callable before.
+      warm_up: Seconds to call each callable before its sample, at least; until the
+        threads of the callable before spin no longer, while its own stay awake.
 
     Raises:
       ValueError: `rounds` is too small for quartiles.
@@ -66,11 +70,15 @@ def interleaved(
         raise ValueError(f"rounds must be at least 3, got {rounds}")
     calls = {name: _calls_per_sample(run, sample) for name, run in runs.items()}
     samples = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            count = calls[name]
-            time.sleep(pause)
+    names = list(runs)
+    for i in range(rounds):
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            run, count = runs[name], calls[name]
+            end = time.perf_counter() + warm_up
             for _ in range(count // 8 + 1):
+                run()
+            while time.perf_counter() < end:
                 run()
             start = time.perf_counter()
             for _ in range(count):
@@ -80,7 +88,8 @@ def interleaved(
     for name, times in samples.items():
         low, median, high = statistics.quantiles(times, n=4)
         ratios = [t / b for t, b in zip(times, samples[baseline], strict=True)]
-        result[name] = Timing(median, low, high, statistics.median(ratios))
+        ratio_low, ratio, ratio_high = statistics.quantiles(ratios, n=4)
+        result[name] = Timing(median, low, high, ratio, ratio_low, ratio_high)
     return result
 
 

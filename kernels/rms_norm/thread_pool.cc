@@ -126,7 +126,7 @@ struct ThreadPool::State {
 
   // While a job runs, 1 + ForkCount(): one that a fork cut off does not count.
   std::atomic<unsigned> busy{0};
-  unsigned forks = 0;  // ForkCount() when the workers were started
+  unsigned forks = 0;          // ForkCount() when the workers were started
   Clock::time_point last_job;  // when it ended
   int quick_jobs = 0;          // that ended just before the next one came
   std::vector<pthread_t> workers;

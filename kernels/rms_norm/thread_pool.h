@@ -9,9 +9,9 @@ namespace ai_edge_rms_norm {
 
 // Workers are started by the first ParallelFor that needs them, no more than
 // there are CPUs for (AvailableCpus), and sleep after each job; where many came
-// in quick succession, they spin for a short while before. When a second thread calls
-// ParallelFor while one is running, it runs its job alone. In a forked child
-// the pool starts workers of its own.
+// in quick succession, they spin for a short while before. When a second thread
+// calls ParallelFor while one is running, it runs its job alone. In a forked
+// child the pool starts workers of its own.
 class ThreadPool {
  public:
   // num_threads counts the calling thread; values below 1 mean 1.
