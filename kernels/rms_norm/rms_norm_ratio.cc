@@ -1,6 +1,5 @@
 // Prints how long RmsNorm takes as a multiple of memcpy of the same bytes, and
-// of the floor: reading x, reading x and the weight, and writing y, in three
-// passes over each row that do not wait for each other.
+// of the floor (floor.h).
 //
 // Absolute times of a shared machine drift; the ratio of two neighbouring
 // measurements does not. Every round times the kernel and memcpy back to back,
@@ -33,6 +32,7 @@
 #include <vector>
 
 #include "kernels/rms_norm/element_types.h"
+#include "kernels/rms_norm/floor.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rms_norm/thread_pool.h"
 
@@ -192,48 +192,6 @@ void Fill(ElementType type, char* data, std::size_t count, std::mt19937* rng) {
   }
 }
 
-// Has value in a register, so that it is loaded.
-#if defined(__x86_64__)
-#define RMS_NORM_RATIO_KEEP(value) __asm__ __volatile__("" : : "x"(value))
-typedef std::uint64_t Block
-    __attribute__((vector_size(32), aligned(1), may_alias));
-#define RMS_NORM_RATIO_TARGET __attribute__((target("avx2")))
-bool HasFloor() { return __builtin_cpu_supports("avx2"); }
-#elif defined(__aarch64__)
-#define RMS_NORM_RATIO_KEEP(value) __asm__ __volatile__("" : : "w"(value))
-typedef std::uint64_t Block
-    __attribute__((vector_size(16), aligned(1), may_alias));
-#define RMS_NORM_RATIO_TARGET
-bool HasFloor() { return true; }
-#endif
-
-// The three passes over the whole blocks of each row. Nothing is computed from
-// what is read, and nothing waits for it.
-RMS_NORM_RATIO_TARGET void Floor(const char* x, const char* weight, char* y,
-                                 std::size_t rows, std::size_t row_bytes,
-                                 std::size_t weight_bytes) {
-  const std::size_t blocks = row_bytes / sizeof(Block);
-  const std::size_t weight_blocks = weight_bytes / sizeof(Block);
-  const auto* w = reinterpret_cast<const Block*>(weight);
-  for (std::size_t r = 0; r < rows; ++r) {
-    const auto* row = reinterpret_cast<const Block*>(x + r * row_bytes);
-    auto* out = reinterpret_cast<Block*>(y + r * row_bytes);
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < blocks; ++i) RMS_NORM_RATIO_KEEP(row[i]);
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < blocks; ++i) {
-      RMS_NORM_RATIO_KEEP(row[i]);
-      RMS_NORM_RATIO_KEEP(w[i]);
-      out[i] = Block{};
-    }
-    // The rest of a float32 weight beside rows of 16-bit elements.
-#pragma GCC unroll 8
-    for (std::size_t i = blocks; i < weight_blocks; ++i) {
-      RMS_NORM_RATIO_KEEP(w[i]);
-    }
-  }
-}
-
 std::uint64_t Consume(const char* data, std::size_t bytes) {
   std::uint64_t sum = 0;
   for (std::size_t i = 0; i + 8 <= bytes; i += 8) {
@@ -284,8 +242,8 @@ void Measure(const Options& options, Shape shape,
   };
 
   const auto floor = [&] {
-    Floor(x, weight, y, shape.rows, shape.hidden_size * element,
-          shape.hidden_size * 4);
+    ai_edge_rms_norm::Floor(x, weight, y, shape.rows,
+                            shape.hidden_size * element, shape.hidden_size * 4);
     consume();
   };
 
@@ -313,8 +271,9 @@ void Measure(const Options& options, Shape shape,
       options.rounds > 0
           ? options.rounds
           : std::max(15, static_cast<int>(0.2 / (estimate * calls)));
-  const bool has_floor = !options.add && HasFloor();
-  std::vector<double> kernel_times, copy_times, ratios, floor_ratios;
+  const bool has_floor = !options.add && ai_edge_rms_norm::HasFloor();
+  std::vector<double> kernel_times, copy_times, floor_times, ratios,
+      floor_ratios;
   for (int round = 0; round < rounds; ++round) {
     time(calls / 8 + 1, kernel);
     kernel_times.push_back(time(calls, kernel));
@@ -323,7 +282,8 @@ void Measure(const Options& options, Shape shape,
     ratios.push_back(kernel_times.back() / copy_times.back());
     if (has_floor) {
       time(calls / 8 + 1, floor);
-      floor_ratios.push_back(kernel_times.back() / time(calls, floor));
+      floor_times.push_back(time(calls, floor));
+      floor_ratios.push_back(kernel_times.back() / floor_times.back());
     }
   }
   std::sort(ratios.begin(), ratios.end());
@@ -333,7 +293,14 @@ void Measure(const Options& options, Shape shape,
               name.c_str(), Median(kernel_times) * 1e6,
               Median(copy_times) * 1e6, ratios[ratios.size() / 2],
               ratios[ratios.size() / 4], ratios[ratios.size() * 3 / 4]);
-  if (has_floor) std::printf("  to floor %5.2f", Median(floor_ratios));
+  if (has_floor) {
+    std::sort(floor_ratios.begin(), floor_ratios.end());
+    std::printf("  floor %10.3f us  ratio %5.2f  (%.2f-%.2f)",
+                Median(floor_times) * 1e6,
+                floor_ratios[floor_ratios.size() / 2],
+                floor_ratios[floor_ratios.size() / 4],
+                floor_ratios[floor_ratios.size() * 3 / 4]);
+  }
   std::printf("\n");
 }
 
