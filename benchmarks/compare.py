@@ -50,6 +50,7 @@ _SHAPES = flags.DEFINE_list(
     "Shapes, rows x hidden size.",
 )
 
+_BURSTS = flags.DEFINE_bool("bursts", False, "Samples of 2 ms after 60 ms of sleep.")
 _PEERS = flags.DEFINE_multi_string("peer", [], "NAME=LIBRARY of a peer, repeatable.")
 
 _EPSILON = 1e-6
@@ -59,7 +60,7 @@ _FLOOR_LIBRARY = "kernels/rms_norm/librms_norm_floor.so"
 _PAGE = 4096
 # XNNPACK's idle threads spin for a million pauses, 47 ms at 3 GHz, ONNX Runtime's and
 # OpenMP's for less. A second CPU that slept would take some milliseconds to wake up.
-_WARM_UP_SECONDS = 60e-3
+_SPIN_SECONDS = 60e-3
 _SAMPLE_SECONDS = 50e-3
 
 
@@ -262,8 +263,9 @@ def _measure(
         {name: c.run for name, c in contestants.items()},
         _MEMCPY,
         _ROUNDS.value,
-        sample=_SAMPLE_SECONDS,
-        warm_up=_WARM_UP_SECONDS,
+        sample=2e-3 if _BURSTS.value else _SAMPLE_SECONDS,
+        warm_up=_SPIN_SECONDS,
+        pause=_SPIN_SECONDS if _BURSTS.value else 0,
     )
     result = {}
     for name, contestant in contestants.items():
@@ -336,7 +338,7 @@ def main(_) -> None:
     packages = ("torch", "litert-torch", "ai-edge-litert", "onnxruntime", "numpy")
     facts = timing.machine(packages)
     facts |= {"kernel variant": arn.kernel_variant(), "threads": str(_THREADS.value)}
-    facts |= {"rounds": str(_ROUNDS.value)}
+    facts |= {"rounds": str(_ROUNDS.value), "bursts": str(_BURSTS.value)}
     report.publish(
         "compare",
         _table(results),

@@ -45,6 +45,14 @@ def _calls_per_sample(run: Callable[[], object], seconds: float) -> int:
         calls *= 4
 
 
+def _warm_up(run: Callable[[], object], calls: int, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    for _ in range(calls):
+        run()
+    while time.perf_counter() < end:
+        run()
+
+
 def interleaved(
     runs: Mapping[str, Callable[[], object]],
     baseline: str,
@@ -52,6 +60,7 @@ def interleaved(
     *,
     sample: float = 2e-3,
     warm_up: float = 0.0,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Times every callable once per round, so that all see the same machine.
 
@@ -62,6 +71,8 @@ def interleaved(
       sample: Seconds that the repeated calls of one sample take, about.
       warm_up: Seconds to call each callable before its sample, at least; until the
         threads of the callable before spin no longer, while its own stay awake.
+      pause: Seconds to sleep before each sample instead, which is then not warmed up:
+        a burst after idleness.
 
     Raises:
       ValueError: `rounds` is too small for quartiles.
@@ -75,11 +86,10 @@ def interleaved(
         first = i % len(names)
         for name in names[first:] + names[:first]:
             run, count = runs[name], calls[name]
-            end = time.perf_counter() + warm_up
-            for _ in range(count // 8 + 1):
-                run()
-            while time.perf_counter() < end:
-                run()
+            if pause > 0:
+                time.sleep(pause)
+            else:
+                _warm_up(run, count // 8 + 1, warm_up)
             start = time.perf_counter()
             for _ in range(count):
                 run()

@@ -261,12 +261,16 @@ void Measure(const Options& options, Shape shape,
   };
 
   // Long enough for the clock and for what one call leaves in the caches to be
-  // what the next one finds.
-  constexpr double kSecondsPerMeasurement = 200e-6;
+  // what the next one finds. With threads, long enough for the pool to expect
+  // more jobs, and for a second CPU to wake up, too.
+  const double seconds_per_measurement =
+      pool->num_threads() > 1 ? 10e-3 : 200e-6;
   Time(3, copy);
   const double estimate = Time(3, copy);
   const auto calls = static_cast<std::size_t>(
-      std::max(1.0, kSecondsPerMeasurement / estimate));
+      std::max(1.0, seconds_per_measurement / estimate));
+  const std::size_t warm_up_calls =
+      pool->num_threads() > 1 ? calls / 2 + 8 : calls / 8 + 1;
   const int rounds =
       options.rounds > 0
           ? options.rounds
@@ -275,7 +279,7 @@ void Measure(const Options& options, Shape shape,
   std::vector<double> kernel_times, copy_times, floor_times, ratios,
       floor_ratios;
   for (int round = 0; round < rounds; ++round) {
-    time(calls / 8 + 1, kernel);
+    time(warm_up_calls, kernel);
     kernel_times.push_back(time(calls, kernel));
     time(calls / 8 + 1, copy);
     copy_times.push_back(time(calls, copy));
