@@ -14,13 +14,15 @@
 //
 //   rms_norm_ratio [--op=rms_norm|add_rms_norm] [--type=f32|f16|bf16]
 //                  [--threads=N] [--rounds=N] [--consumer] [--between=MIB]
+//                  [--outlier]
 //                  [ROWSxHIDDEN ...]
 //
 // For add_rms_norm "the same bytes" are two copies: two matrices are read and
 // two written. --consumer adds a pass that reads the output to both sides.
 // --between passes so much other data through the caches before each call and
-// then writes x anew; that is not timed. The kernel variant is chosen by
-// AI_EDGE_RMS_NORM_VARIANT as everywhere else.
+// then writes x anew; that is not timed. --outlier sets one element of every
+// row to 1e4, so that each is summed in float64. The kernel variant is chosen
+// by AI_EDGE_RMS_NORM_VARIANT as everywhere else.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -48,6 +50,7 @@ struct Shape {
 struct Options {
   bool add = false;
   bool consumer = false;
+  bool outlier = false;
   ElementType type = ElementType::kFloat32;
   int threads = 1;
   int rounds = 0;   // 0: as many as fit into half a second, at least 15
@@ -63,7 +66,7 @@ constexpr Shape kShapes[] = {
   std::fprintf(stderr,
                "rms_norm_ratio: bad argument \"%s\"; expected --op=rms_norm|"
                "add_rms_norm, --type=f32|f16|bf16, --threads=N, --rounds=N, "
-               "--consumer, --between=MIB or ROWSxHIDDEN\n",
+               "--consumer, --between=MIB, --outlier or ROWSxHIDDEN\n",
                argument);
   std::exit(2);
 }
@@ -98,6 +101,8 @@ Options Parse(int argc, char** argv) {
       options.type = ElementType::kBFloat16;
     } else if (argument == "--consumer") {
       options.consumer = true;
+    } else if (argument == "--outlier") {
+      options.outlier = true;
     } else if (ParseNumber(argument, "--threads=", &options.threads) ||
                ParseNumber(argument, "--rounds=", &options.rounds) ||
                ParseNumber(argument, "--between=", &options.between)) {
@@ -172,10 +177,13 @@ class Arena {
   char* next_;
 };
 
-void Fill(ElementType type, char* data, std::size_t count, std::mt19937* rng) {
+// Normal values; every `period`-th is an outlier unless period is 0.
+void Fill(ElementType type, char* data, std::size_t count, std::size_t period,
+          std::mt19937* rng) {
   std::normal_distribution<float> normal;
   for (std::size_t i = 0; i < count; ++i) {
-    const float value = normal(*rng);
+    const bool is_outlier = period > 0 && i % period == period / 3;
+    const float value = is_outlier ? 1e4f : normal(*rng);
     switch (type) {
       case ElementType::kFloat32:
         reinterpret_cast<float*>(data)[i] = value;
@@ -214,9 +222,9 @@ void Measure(const Options& options, Shape shape,
   char* sum = arena.Allocate(options.add ? bytes : 0);
   char* y = arena.Allocate(bytes);
   std::mt19937 rng(1);
-  Fill(options.type, x, count, &rng);
-  if (options.add) Fill(options.type, residual, count, &rng);
-  Fill(ElementType::kFloat32, weight, shape.hidden_size, &rng);
+  Fill(options.type, x, count, options.outlier ? shape.hidden_size : 0, &rng);
+  if (options.add) Fill(options.type, residual, count, 0, &rng);
+  Fill(ElementType::kFloat32, weight, shape.hidden_size, 0, &rng);
 
   ai_edge_rms_norm::RmsNormParams params;
   params.rows = shape.rows;
