@@ -7,25 +7,37 @@ weights. One file is converted per signature, with the norms as primitive operat
 `fuse` makes the two others of it, with composites and with our operator. The first two
 run in the stock interpreter, the third with the plugin; the rounds are interleaved. The
 control is a second interpreter with the first file: what it differs by is noise.
-Writes models.json and models.png to --output.
+Weights are float32 or int8 (dynamic range, of ai-edge-quantizer). Memory is what the
+interpreter takes besides the mapped file. Writes models.json and models.png to
+--output.
 """
 
 import dataclasses
 import functools
+import itertools
 import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 from ai_edge_litert import interpreter as litert
+from ai_edge_quantizer import quantizer, recipe
 from rich.table import Table
 
 import ai_edge_rms_norm as arn
-from benchmarks import report
+from benchmarks import memory, report
 from testing import architectures, timing
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON and the plot.")
-_THREADS = flags.DEFINE_integer("threads", 1, "Threads of every interpreter.", 1)
+_THREADS = flags.DEFINE_list("threads", "1", "Threads of every interpreter, each.")
+_WEIGHTS = flags.DEFINE_multi_enum(
+    "weights", ["float32"], ["float32", "int8"], "Types of the weights, each."
+)
+_SIGNATURES = flags.DEFINE_list("signatures", None, "Names; default: all signatures.")
 _ROUNDS = flags.DEFINE_integer("rounds", 21, "Interleaved rounds.", 3)
 _PREFILL = flags.DEFINE_integer("prefill", 64, "Tokens of the prompt.", 1)
 _CACHE = flags.DEFINE_integer("cache", 128, "Tokens of the KV cache or window.", 2)
@@ -33,6 +45,8 @@ _MODELS = flags.DEFINE_list("models", None, "Parts of names; default: all models
 
 _PRIMITIVES, _CONTROL = "primitives", "control"
 _COMPOSITE, _FUSED = "composite", "fused"
+# XNNPACK's idle threads spin for a million pauses, 47 ms at 3 GHz.
+_SPIN_SECONDS = 60e-3
 
 
 def _set_up(interpreter: litert.Interpreter) -> litert.Interpreter:
@@ -58,12 +72,27 @@ def _logits(interpreter: litert.Interpreter) -> np.ndarray:
     return interpreter.get_tensor(index)
 
 
-def _measure(
-    architecture: architectures.Architecture, name: str, content: bytes
-) -> dict[str, object]:
+def _quantize(content: bytes) -> bytes:
+    """Returns the model with int8 weights that stay float32 between operators."""
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+        pathlib.Path(file.name).write_bytes(content)
+        quantizer_ = quantizer.Quantizer(file.name)
+        quantizer_.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+        return bytes(quantizer_.quantize().quantized_model)
+
+
+def _memory(content: bytes, threads: int, *delegate: str) -> int:
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+        pathlib.Path(file.name).write_bytes(content)
+        arguments = [memory.__file__, file.name, str(threads), *delegate]
+        command = [sys.executable, *arguments]
+        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def _measure(content: bytes, num_threads: int) -> dict[str, object]:
     fused, report = arn.fuse(content, encoding="custom")
     composite, _ = arn.fuse(content, encoding="composite")
-    threads = {"num_threads": _THREADS.value}
+    threads = {"num_threads": num_threads}
     interpreters = {
         _PRIMITIVES: litert.Interpreter(model_content=content, **threads),
         _CONTROL: litert.Interpreter(model_content=content, **threads),
@@ -74,35 +103,67 @@ def _measure(
     expected = _logits(interpreters[_PRIMITIVES])
     error = np.abs(_logits(interpreters[_FUSED]) - expected).max()
     timings = timing.interleaved(
-        {k: v.invoke for k, v in interpreters.items()}, _PRIMITIVES, _ROUNDS.value
+        {k: v.invoke for k, v in interpreters.items()},
+        _PRIMITIVES,
+        _ROUNDS.value,
+        sample=20e-3,
+        warm_up=_SPIN_SECONDS if num_threads > 1 else 0,
     )
     return {
-        "model": architecture.name,
-        "signature": name,
-        "norms": architecture.norms,
         "norms_fused": len(report.fused),
         "operators_before": report.operators_before,
         "operators_after": report.operators_after,
         "bytes_before": len(content),
         "bytes_after": len(bytes(fused)),
+        "memory_before": _memory(content, num_threads),
+        "memory_after": _memory(bytes(fused), num_threads, arn.delegate_path()),
         "error": float(error / np.abs(expected).max()),
         "times": {k: dataclasses.asdict(v) for k, v in timings.items()},
     }
 
 
+def _measure_model(architecture: architectures.Architecture) -> Iterator[dict]:
+    module = architecture.build(_CACHE.value)
+    signatures = architecture.signatures(module, _PREFILL.value, _CACHE.value)
+    for name, inputs in signatures:
+        if _SIGNATURES.value and name not in _SIGNATURES.value:
+            continue
+        content = bytes(arn.convert(module, kwargs=inputs))
+        for weights, threads in itertools.product(_WEIGHTS.value, _THREADS.value):
+            yield {
+                "model": architecture.name,
+                "signature": name,
+                "weights": weights,
+                "threads": int(threads),
+                "norms": architecture.norms,
+                **_measure(
+                    content if weights == "float32" else _quantize(content),
+                    int(threads),
+                ),
+            }
+
+
+def _name(result: dict) -> str:
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    return f"{result['model']}, {result['signature']}, {result['weights']}, {threads}"
+
+
+def _time(times: dict[str, float]) -> str:
+    ratios = [times[key] for key in ("ratio", "ratio_low", "ratio_high")]
+    return "{:.3f} ({:.2f}, {:.2f}-{:.2f})".format(times["median"] * 1e3, *ratios)
+
+
 def _row(result: dict) -> list[str]:
     times = result["times"]
     return [
-        f"{result['model']}, {result['signature']}",
+        _name(result),
         f"{result['norms_fused']} of {result['norms']}",
         f"{result['operators_before']} → {result['operators_after']}",
         f"{result['bytes_after'] - result['bytes_before']:+d}",
         f"{result['error']:.0e}",
         f"{times[_PRIMITIVES]['median'] * 1e3:.3f}",
-        *(
-            f"{times[name]['median'] * 1e3:.3f} ({1 / times[name]['ratio']:.2f}x)"
-            for name in (_CONTROL, _COMPOSITE, _FUSED)
-        ),
+        *(_time(times[name]) for name in (_CONTROL, _COMPOSITE, _FUSED)),
+        f"{result['memory_before'] / 2**20:.1f} → {result['memory_after'] / 2**20:.1f}",
     ]
 
 
@@ -116,7 +177,7 @@ def _plot(results: list[dict], title: str, path: pathlib.Path) -> None:
         color = "lightgray" if name == _CONTROL else None
         axes.barh(positions + offset, speed_ups, 0.25, label=name, color=color)
     axes.axvline(1, color="k", linestyle="--", linewidth=1)
-    axes.set_yticks(positions, [f"{r['model']}, {r['signature']}" for r in results])
+    axes.set_yticks(positions, [_name(result) for result in results])
     axes.invert_yaxis()
     axes.set(xlabel="speed-up over primitive operators", title=title)
     figure.legend(loc="outside lower center", ncols=3)
@@ -131,24 +192,28 @@ def main(_) -> None:
     if not chosen:
         names = ", ".join(a.name for a in architectures.ARCHITECTURES)
         raise app.UsageError(f"--models: {_MODELS.value} is in none of: {names}")
+    for threads in _THREADS.value:
+        if not threads.isdecimal() or int(threads) < 1:
+            raise app.UsageError(f"--threads: expected numbers from 1, got {threads!r}")
     if _PREFILL.value >= _CACHE.value:
         raise app.UsageError(
             f"--prefill must be less than --cache, {_CACHE.value}, got {_PREFILL.value}"
         )
-    results = []
-    for architecture in chosen:
-        module = architecture.build(_CACHE.value)
-        for name, inputs in architecture.signatures(
-            module, _PREFILL.value, _CACHE.value
-        ):
-            content = bytes(arn.convert(module, kwargs=inputs))
-            results.append(_measure(architecture, name, content))
-
-    packages = ("torch", "litert-torch", "transformers", "ai-edge-litert", "numpy")
+    results = [
+        result for architecture in chosen for result in _measure_model(architecture)
+    ]
+    packages = (
+        "torch",
+        "litert-torch",
+        "transformers",
+        "ai-edge-litert",
+        "ai-edge-quantizer",
+        "numpy",
+    )
     facts = timing.machine(packages)
     facts |= {
         "kernel variant": arn.kernel_variant(),
-        "threads": str(_THREADS.value),
+        "threads": ", ".join(_THREADS.value),
         "rounds": str(_ROUNDS.value),
         "prefill": f"{_PREFILL.value} tokens",
         "cache, window": f"{_CACHE.value} tokens",
@@ -163,7 +228,9 @@ def main(_) -> None:
         "control ms",
         "composite ms",
         "fused ms",
-        title="two layers, float32; error relative to the largest logit",
+        "memory MiB",
+        title="two layers; error relative to the largest logit; in brackets the time"
+        " over that of the primitives and its quartiles",
     )
     for result in results:
         table.add_row(*_row(result))

@@ -20,12 +20,16 @@ class Timing:
       low: First quartile.
       high: Third quartile.
       ratio: Median over the rounds of this time divided by the baseline's.
+      ratio_low: First quartile of these ratios.
+      ratio_high: Third quartile of these ratios.
     """
 
     median: float
     low: float
     high: float
     ratio: float
+    ratio_low: float
+    ratio_high: float
 
 
 def _calls_per_sample(run: Callable[[], object], seconds: float) -> int:
@@ -41,12 +45,21 @@ def _calls_per_sample(run: Callable[[], object], seconds: float) -> int:
         calls *= 4
 
 
+def _warm_up(run: Callable[[], object], calls: int, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    for _ in range(calls):
+        run()
+    while time.perf_counter() < end:
+        run()
+
+
 def interleaved(
     runs: Mapping[str, Callable[[], object]],
     baseline: str,
     rounds: int,
     *,
     sample: float = 2e-3,
+    warm_up: float = 0.0,
     pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Times every callable once per round, so that all see the same machine.
@@ -56,8 +69,10 @@ def interleaved(
       baseline: The name that ratios refer to.
       rounds: Number of rounds, at least 3.
       sample: Seconds that the repeated calls of one sample take, about.
-      pause: Seconds to wait before each sample, for threads that still spin for work
-        of the callable before.
+      warm_up: Seconds to call each callable before its sample, at least; until the
+        threads of the callable before spin no longer, while its own stay awake.
+      pause: Seconds to sleep before each sample instead, which is then not warmed up:
+        a burst after idleness.
 
     Raises:
       ValueError: `rounds` is too small for quartiles.
@@ -66,12 +81,15 @@ def interleaved(
         raise ValueError(f"rounds must be at least 3, got {rounds}")
     calls = {name: _calls_per_sample(run, sample) for name, run in runs.items()}
     samples = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            count = calls[name]
-            time.sleep(pause)
-            for _ in range(count // 8 + 1):
-                run()
+    names = list(runs)
+    for i in range(rounds):
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            run, count = runs[name], calls[name]
+            if pause > 0:
+                time.sleep(pause)
+            else:
+                _warm_up(run, count // 8 + 1, warm_up)
             start = time.perf_counter()
             for _ in range(count):
                 run()
@@ -80,7 +98,8 @@ def interleaved(
     for name, times in samples.items():
         low, median, high = statistics.quantiles(times, n=4)
         ratios = [t / b for t, b in zip(times, samples[baseline], strict=True)]
-        result[name] = Timing(median, low, high, statistics.median(ratios))
+        ratio_low, ratio, ratio_high = statistics.quantiles(ratios, n=4)
+        result[name] = Timing(median, low, high, ratio, ratio_low, ratio_high)
     return result
 
 

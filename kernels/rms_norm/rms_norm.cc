@@ -19,6 +19,9 @@ namespace {
 
 // Below this many bytes read and written per task a second thread does not pay.
 constexpr std::size_t kMinBytesPerTask = std::size_t{64} << 10;
+// Below this many, sleeping threads are not woken: that takes longer, and
+// whatever the application's own threads do next would wait for the CPU.
+constexpr std::size_t kMinBytesToWake = std::size_t{16} << 20;
 // More tasks than threads, so that a thread that is late or interrupted does
 // not hold up the others by more than a fraction of its share.
 constexpr std::size_t kTasksPerThread = 4;
@@ -127,7 +130,8 @@ void SplitOverThreads(Kernel kernel, const RmsNormParams& params, const void* x,
                                         kTasksPerThread * pool->num_threads()});
     if (tasks > 1) {
       Job job = {kernel, params, x, weight, y, residual, stream};
-      return pool->ParallelFor(params.rows, tasks, NormalizeRange, &job);
+      return pool->ParallelFor(params.rows, tasks, NormalizeRange, &job,
+                               bytes >= kMinBytesToWake);
     }
   }
   kernel(params, x, weight, y, residual, stream);

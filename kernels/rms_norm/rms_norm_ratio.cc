@@ -1,6 +1,5 @@
 // Prints how long RmsNorm takes as a multiple of memcpy of the same bytes, and
-// of the floor: reading x, reading x and the weight, and writing y, in three
-// passes over each row that do not wait for each other.
+// of the floor (floor.h).
 //
 // Absolute times of a shared machine drift; the ratio of two neighbouring
 // measurements does not. Every round times the kernel and memcpy back to back,
@@ -15,13 +14,15 @@
 //
 //   rms_norm_ratio [--op=rms_norm|add_rms_norm] [--type=f32|f16|bf16]
 //                  [--threads=N] [--rounds=N] [--consumer] [--between=MIB]
+//                  [--outlier]
 //                  [ROWSxHIDDEN ...]
 //
 // For add_rms_norm "the same bytes" are two copies: two matrices are read and
 // two written. --consumer adds a pass that reads the output to both sides.
 // --between passes so much other data through the caches before each call and
-// then writes x anew; that is not timed. The kernel variant is chosen by
-// AI_EDGE_RMS_NORM_VARIANT as everywhere else.
+// then writes x anew; that is not timed. --outlier sets one element of every
+// row to 1e4, so that each is summed in float64. The kernel variant is chosen
+// by AI_EDGE_RMS_NORM_VARIANT as everywhere else.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -33,6 +34,7 @@
 #include <vector>
 
 #include "kernels/rms_norm/element_types.h"
+#include "kernels/rms_norm/floor.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rms_norm/thread_pool.h"
 
@@ -48,6 +50,7 @@ struct Shape {
 struct Options {
   bool add = false;
   bool consumer = false;
+  bool outlier = false;
   ElementType type = ElementType::kFloat32;
   int threads = 1;
   int rounds = 0;   // 0: as many as fit into half a second, at least 15
@@ -63,7 +66,7 @@ constexpr Shape kShapes[] = {
   std::fprintf(stderr,
                "rms_norm_ratio: bad argument \"%s\"; expected --op=rms_norm|"
                "add_rms_norm, --type=f32|f16|bf16, --threads=N, --rounds=N, "
-               "--consumer, --between=MIB or ROWSxHIDDEN\n",
+               "--consumer, --between=MIB, --outlier or ROWSxHIDDEN\n",
                argument);
   std::exit(2);
 }
@@ -98,6 +101,8 @@ Options Parse(int argc, char** argv) {
       options.type = ElementType::kBFloat16;
     } else if (argument == "--consumer") {
       options.consumer = true;
+    } else if (argument == "--outlier") {
+      options.outlier = true;
     } else if (ParseNumber(argument, "--threads=", &options.threads) ||
                ParseNumber(argument, "--rounds=", &options.rounds) ||
                ParseNumber(argument, "--between=", &options.between)) {
@@ -172,10 +177,13 @@ class Arena {
   char* next_;
 };
 
-void Fill(ElementType type, char* data, std::size_t count, std::mt19937* rng) {
+// Normal values; every `period`-th is an outlier unless period is 0.
+void Fill(ElementType type, char* data, std::size_t count, std::size_t period,
+          std::mt19937* rng) {
   std::normal_distribution<float> normal;
   for (std::size_t i = 0; i < count; ++i) {
-    const float value = normal(*rng);
+    const bool is_outlier = period > 0 && i % period == period / 3;
+    const float value = is_outlier ? 1e4f : normal(*rng);
     switch (type) {
       case ElementType::kFloat32:
         reinterpret_cast<float*>(data)[i] = value;
@@ -188,48 +196,6 @@ void Fill(ElementType type, char* data, std::size_t count, std::mt19937* rng) {
         reinterpret_cast<ai_edge_rms_norm::BFloat16*>(data)[i] =
             ai_edge_rms_norm::FromFloat<ai_edge_rms_norm::BFloat16>(value);
         break;
-    }
-  }
-}
-
-// Has value in a register, so that it is loaded.
-#if defined(__x86_64__)
-#define RMS_NORM_RATIO_KEEP(value) __asm__ __volatile__("" : : "x"(value))
-typedef std::uint64_t Block
-    __attribute__((vector_size(32), aligned(1), may_alias));
-#define RMS_NORM_RATIO_TARGET __attribute__((target("avx2")))
-bool HasFloor() { return __builtin_cpu_supports("avx2"); }
-#elif defined(__aarch64__)
-#define RMS_NORM_RATIO_KEEP(value) __asm__ __volatile__("" : : "w"(value))
-typedef std::uint64_t Block
-    __attribute__((vector_size(16), aligned(1), may_alias));
-#define RMS_NORM_RATIO_TARGET
-bool HasFloor() { return true; }
-#endif
-
-// The three passes over the whole blocks of each row. Nothing is computed from
-// what is read, and nothing waits for it.
-RMS_NORM_RATIO_TARGET void Floor(const char* x, const char* weight, char* y,
-                                 std::size_t rows, std::size_t row_bytes,
-                                 std::size_t weight_bytes) {
-  const std::size_t blocks = row_bytes / sizeof(Block);
-  const std::size_t weight_blocks = weight_bytes / sizeof(Block);
-  const auto* w = reinterpret_cast<const Block*>(weight);
-  for (std::size_t r = 0; r < rows; ++r) {
-    const auto* row = reinterpret_cast<const Block*>(x + r * row_bytes);
-    auto* out = reinterpret_cast<Block*>(y + r * row_bytes);
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < blocks; ++i) RMS_NORM_RATIO_KEEP(row[i]);
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < blocks; ++i) {
-      RMS_NORM_RATIO_KEEP(row[i]);
-      RMS_NORM_RATIO_KEEP(w[i]);
-      out[i] = Block{};
-    }
-    // The rest of a float32 weight beside rows of 16-bit elements.
-#pragma GCC unroll 8
-    for (std::size_t i = blocks; i < weight_blocks; ++i) {
-      RMS_NORM_RATIO_KEEP(w[i]);
     }
   }
 }
@@ -256,9 +222,9 @@ void Measure(const Options& options, Shape shape,
   char* sum = arena.Allocate(options.add ? bytes : 0);
   char* y = arena.Allocate(bytes);
   std::mt19937 rng(1);
-  Fill(options.type, x, count, &rng);
-  if (options.add) Fill(options.type, residual, count, &rng);
-  Fill(ElementType::kFloat32, weight, shape.hidden_size, &rng);
+  Fill(options.type, x, count, options.outlier ? shape.hidden_size : 0, &rng);
+  if (options.add) Fill(options.type, residual, count, 0, &rng);
+  Fill(ElementType::kFloat32, weight, shape.hidden_size, 0, &rng);
 
   ai_edge_rms_norm::RmsNormParams params;
   params.rows = shape.rows;
@@ -284,8 +250,8 @@ void Measure(const Options& options, Shape shape,
   };
 
   const auto floor = [&] {
-    Floor(x, weight, y, shape.rows, shape.hidden_size * element,
-          shape.hidden_size * 4);
+    ai_edge_rms_norm::Floor(x, weight, y, shape.rows,
+                            shape.hidden_size * element, shape.hidden_size * 4);
     consume();
   };
 
@@ -303,27 +269,33 @@ void Measure(const Options& options, Shape shape,
   };
 
   // Long enough for the clock and for what one call leaves in the caches to be
-  // what the next one finds.
-  constexpr double kSecondsPerMeasurement = 200e-6;
+  // what the next one finds. With threads, long enough for the pool to expect
+  // more jobs, and for a second CPU to wake up, too.
+  const double seconds_per_measurement =
+      pool->num_threads() > 1 ? 10e-3 : 200e-6;
   Time(3, copy);
   const double estimate = Time(3, copy);
   const auto calls = static_cast<std::size_t>(
-      std::max(1.0, kSecondsPerMeasurement / estimate));
+      std::max(1.0, seconds_per_measurement / estimate));
+  const std::size_t warm_up_calls =
+      pool->num_threads() > 1 ? calls / 2 + 8 : calls / 8 + 1;
   const int rounds =
       options.rounds > 0
           ? options.rounds
           : std::max(15, static_cast<int>(0.2 / (estimate * calls)));
-  const bool has_floor = !options.add && HasFloor();
-  std::vector<double> kernel_times, copy_times, ratios, floor_ratios;
+  const bool has_floor = !options.add && ai_edge_rms_norm::HasFloor();
+  std::vector<double> kernel_times, copy_times, floor_times, ratios,
+      floor_ratios;
   for (int round = 0; round < rounds; ++round) {
-    time(calls / 8 + 1, kernel);
+    time(warm_up_calls, kernel);
     kernel_times.push_back(time(calls, kernel));
     time(calls / 8 + 1, copy);
     copy_times.push_back(time(calls, copy));
     ratios.push_back(kernel_times.back() / copy_times.back());
     if (has_floor) {
       time(calls / 8 + 1, floor);
-      floor_ratios.push_back(kernel_times.back() / time(calls, floor));
+      floor_times.push_back(time(calls, floor));
+      floor_ratios.push_back(kernel_times.back() / floor_times.back());
     }
   }
   std::sort(ratios.begin(), ratios.end());
@@ -333,7 +305,14 @@ void Measure(const Options& options, Shape shape,
               name.c_str(), Median(kernel_times) * 1e6,
               Median(copy_times) * 1e6, ratios[ratios.size() / 2],
               ratios[ratios.size() / 4], ratios[ratios.size() * 3 / 4]);
-  if (has_floor) std::printf("  to floor %5.2f", Median(floor_ratios));
+  if (has_floor) {
+    std::sort(floor_ratios.begin(), floor_ratios.end());
+    std::printf("  floor %10.3f us  ratio %5.2f  (%.2f-%.2f)",
+                Median(floor_times) * 1e6,
+                floor_ratios[floor_ratios.size() / 2],
+                floor_ratios[floor_ratios.size() / 4],
+                floor_ratios[floor_ratios.size() * 3 / 4]);
+  }
   std::printf("\n");
 }
 

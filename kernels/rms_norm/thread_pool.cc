@@ -24,6 +24,10 @@ using Clock = std::chrono::steady_clock;
 // How long an idle worker spins before it sleeps: about what waking it costs.
 constexpr auto kSpinTime = std::chrono::microseconds(50);
 
+// After so many jobs, each within kSpinTime of the one before, more are
+// expected. Models have fewer norms side by side, of queries and keys.
+constexpr int kQuickJobs = 8;
+
 inline void Pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -109,6 +113,9 @@ struct ThreadPool::State {
   void* context = nullptr;
   std::size_t count = 0;
   std::uint32_t num_tasks = 0;
+  // Whether an idle worker spins, since more jobs are expected. Otherwise it
+  // would only take the CPU of what the application runs next.
+  std::atomic<bool> spin{false};
   // Incremented for every job and on destruction; the futex that workers sleep
   // on. There is no mutex: one that a fork found locked would stay so.
   std::atomic<std::uint32_t> epoch{0};
@@ -119,7 +126,9 @@ struct ThreadPool::State {
 
   // While a job runs, 1 + ForkCount(): one that a fork cut off does not count.
   std::atomic<unsigned> busy{0};
-  unsigned forks = 0;  // ForkCount() when the workers were started
+  unsigned forks = 0;          // ForkCount() when the workers were started
+  Clock::time_point last_job;  // when it ended
+  int quick_jobs = 0;          // that ended just before the next one came
   std::vector<pthread_t> workers;
 
   struct WorkerStart {
@@ -133,6 +142,8 @@ struct ThreadPool::State {
   void WakeWorkers();
   void WorkerLoop(int index, std::uint32_t seen);
   void WorkOn(int index);
+  bool ExpectMoreJobs();
+  void EndJob();
 };
 
 void ThreadPool::State::WorkOn(int index) {
@@ -147,6 +158,18 @@ void ThreadPool::State::WorkOn(int index) {
     // Once for a queue: every thread writes this.
     if (done != 0) tasks_left.fetch_sub(done, std::memory_order_release);
   }
+}
+
+// Whether jobs come in quick succession, the one that begins included.
+bool ThreadPool::State::ExpectMoreJobs() {
+  const bool quick = Clock::now() - last_job < kSpinTime;
+  quick_jobs = quick ? std::min(quick_jobs + 1, kQuickJobs) : 0;
+  return quick_jobs == kQuickJobs;
+}
+
+void ThreadPool::State::EndJob() {
+  last_job = Clock::now();
+  busy.store(0, std::memory_order_release);
 }
 
 void ThreadPool::State::WakeWorkers() {
@@ -164,7 +187,7 @@ void ThreadPool::State::WorkerLoop(int index, std::uint32_t seen) {
     const auto called = [&] {
       return epoch.load(std::memory_order_acquire) != seen;
     };
-    if (!SpinUntil(called)) {
+    if (!spin.load(std::memory_order_relaxed) || !SpinUntil(called)) {
       sleepers.fetch_add(1, std::memory_order_seq_cst);
       while (epoch.load(std::memory_order_seq_cst) == seen) {
         syscall(SYS_futex, &epoch, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr,
@@ -223,7 +246,7 @@ int ThreadPool::num_threads() const { return state_->num_threads; }
 
 void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
                              void (*task)(void*, std::size_t, std::size_t),
-                             void* context) {
+                             void* context, bool wake) {
   State& s = *state_;
   const auto tasks = static_cast<std::uint32_t>(
       std::min({count, max_tasks, std::size_t{UINT32_MAX}}));
@@ -234,6 +257,12 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
     if (count > 0) task(context, 0, count);
     return;
   }
+  const bool expect_more = s.ExpectMoreJobs();
+  if (!expect_more && !wake) {
+    task(context, 0, count);
+    s.EndJob();
+    return;
+  }
   if (s.num_working == 0 || s.forks != forks) {
     s.workers.clear();
     s.forks = forks;
@@ -242,10 +271,11 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
   }
   if (s.num_working == 1) {
     task(context, 0, count);
-    s.busy.store(0, std::memory_order_release);
+    s.EndJob();
     return;
   }
 
+  s.spin.store(expect_more, std::memory_order_relaxed);
   s.task = task;
   s.context = context;
   s.count = count;
@@ -263,7 +293,7 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
   };
   // A worker that is still busy after the spin may be waiting for this CPU.
   while (!SpinUntil(finished)) sched_yield();
-  s.busy.store(0, std::memory_order_release);
+  s.EndJob();
 }
 
 }  // namespace ai_edge_rms_norm

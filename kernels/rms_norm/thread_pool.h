@@ -8,10 +8,10 @@
 namespace ai_edge_rms_norm {
 
 // Workers are started by the first ParallelFor that needs them, no more than
-// there are CPUs for (AvailableCpus), spin for a short while after each job and
-// then sleep. When a second thread calls
-// ParallelFor while one is running, it runs its job alone. In a forked child
-// the pool starts workers of its own.
+// there are CPUs for (AvailableCpus), and sleep after each job; where many came
+// in quick succession, they spin for a short while before. When a second thread
+// calls ParallelFor while one is running, it runs its job alone. In a forked
+// child the pool starts workers of its own.
 class ThreadPool {
  public:
   // num_threads counts the calling thread; values below 1 mean 1.
@@ -26,11 +26,12 @@ class ThreadPool {
   // Calls task(context, begin, end) for a partition of [0, count) into at most
   // max_tasks contiguous ranges, on the calling thread and the workers, and
   // returns when all are done. The calling thread takes over what workers do
-  // not get to.
+  // not get to. Without wake it works alone, unless many jobs came in quick
+  // succession: for jobs that are shorter than waking a worker takes.
   void ParallelFor(std::size_t count, std::size_t max_tasks,
                    void (*task)(void* context, std::size_t begin,
                                 std::size_t end),
-                   void* context);
+                   void* context, bool wake = true);
 
  private:
   struct State;

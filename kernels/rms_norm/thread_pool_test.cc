@@ -105,6 +105,42 @@ TEST(ThreadPoolTest, UsesItsWorkers) {
   EXPECT_EQ(NumThreadsUsed(pool), 2u);
 }
 
+// The threads that a job of many tasks runs on, without waking any.
+std::set<std::thread::id> ThreadsOfJobThatWakesNone(ThreadPool& pool) {
+  struct Ids {
+    std::mutex mutex;
+    std::set<std::thread::id> ids;
+  } ids;
+  pool.ParallelFor(
+      64, 64,
+      [](void* context, std::size_t, std::size_t) {
+        auto* ids = static_cast<Ids*>(context);
+        const std::lock_guard<std::mutex> lock(ids->mutex);
+        ids->ids.insert(std::this_thread::get_id());
+      },
+      &ids, /*wake=*/false);
+  return ids.ids;
+}
+
+TEST(ThreadPoolTest, WakesNoWorkerForAJobThatComesAlone) {
+  ThreadPool pool(2);
+  const std::set<std::thread::id> caller = {std::this_thread::get_id()};
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(ThreadsOfJobThatWakesNone(pool), caller);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+TEST(ThreadPoolTest, UsesItsWorkersForJobsInQuickSuccession) {
+  if (AvailableCpus() < 2) GTEST_SKIP() << "there is one CPU";
+  ThreadPool pool(2);
+  std::set<std::thread::id> ids;
+  for (int i = 0; i < 10000000 && ids.size() < 2; ++i) {
+    ids.merge(ThreadsOfJobThatWakesNone(pool));
+  }
+  EXPECT_EQ(ids.size(), 2u);
+}
+
 // Threads of this process.
 int CountThreads() {
   int count = 0;
