@@ -1,6 +1,6 @@
-"""Draws docs/float16.png from what tests/gpu/measure_float16.py measured.
+"""Draws docs/data/float16.png from what tests/gpu/measure_float16.py measured.
 
-python benchmarks/float16_figure.py docs/float16.json docs/float16.png
+python benchmarks/float16_figure.py docs/data/float16.json docs/data/float16.png
 """
 
 import json
