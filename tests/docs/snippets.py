@@ -224,7 +224,7 @@ def _write_model() -> None:
             signatureKey=b"serving_default",
         )
     ]
-    flatbuffer.write(tree, "model.tflite")
+    flatbuffer.write_file("model.tflite", tree)
     np.save("x.npy", np.ones(shape, np.float32))
 
 
