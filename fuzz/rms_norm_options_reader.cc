@@ -1,6 +1,6 @@
 // Reads option buffers from standard input, each after its size in 4 bytes, and
 // prints a line per buffer: epsilon in hexadecimal, or "error: " and what is
-// wrong. Python's reader is compared with it (tests/op_options_test.py).
+// wrong. Python's reader is compared with it (tests/tflite/op_options_test.py).
 #include <cstdint>
 #include <cstdio>
 #include <string>

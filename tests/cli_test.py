@@ -90,10 +90,10 @@ class CliTest(absltest.TestCase):
         flatbuffer.write_file(nameless, model)
         for arguments, message in (
             (("inspect", self.folder / "missing.tflite"), "missing.tflite"),
-            (("inspect", damaged), "is no .tflite"),
-            (("translate", damaged, self.folder / "out.tflite"), "is no .tflite"),
-            (("fuse", damaged, self.folder / "out.tflite"), "is no .tflite"),
-            (("benchmark", damaged), "is no .tflite"),
+            (("inspect", damaged), "is not a .tflite"),
+            (("translate", damaged, self.folder / "out.tflite"), "is not a .tflite"),
+            (("fuse", damaged, self.folder / "out.tflite"), "is not a .tflite"),
+            (("benchmark", damaged), "is not a .tflite"),
             (("benchmark", short), "short.tflite is a damaged .tflite"),
             (("benchmark", nameless), "nameless.tflite has no signature"),
         ):

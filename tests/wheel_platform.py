@@ -8,6 +8,7 @@ import pathlib
 import platform
 import re
 import zipfile
+from collections.abc import Iterator
 
 from elftools.elf import dynamic, elffile, gnuversions
 
@@ -25,6 +26,21 @@ _DEBIAN_12_GLIBC = {"x86_64": 27, "aarch64": 26}
 def _built_on_debian_12() -> bool:
     release = platform.freedesktop_os_release()
     return (release["ID"], release.get("VERSION_ID")) == ("debian", "12")
+
+
+def _strays(elf: elffile.ELFFile, glibc: int) -> Iterator[str]:
+    """Yields the libraries and versions that a tag for glibc 2.N does not promise."""
+    for section in elf.iter_sections():
+        if isinstance(section, dynamic.DynamicSection):
+            for entry in section.iter_tags("DT_NEEDED"):
+                if not _LIBRARIES.fullmatch(entry.needed):
+                    yield entry.needed
+        if isinstance(section, gnuversions.GNUVerNeedSection):
+            for _, versions in section.iter_versions():
+                for version in versions:
+                    old = re.fullmatch(r"GLIBC_2\.(\d+)(\.\d+)?", version.name)
+                    if old and int(old[1]) > glibc:
+                        yield version.name
 
 
 def problems(wheel: pathlib.Path, machine: str) -> list[str]:
@@ -53,15 +69,5 @@ def problems(wheel: pathlib.Path, machine: str) -> list[str]:
         elf = elffile.ELFFile(io.BytesIO(content))
         if elf["e_machine"] != _MACHINES[machine]:
             found.append(f"{name} is for {elf['e_machine']}")
-        for section in elf.iter_sections():
-            if isinstance(section, dynamic.DynamicSection):
-                needed = [t.needed for t in section.iter_tags("DT_NEEDED")]
-                strays = [n for n in needed if not _LIBRARIES.fullmatch(n)]
-                found += [f"{name} needs {stray}" for stray in strays]
-            if isinstance(section, gnuversions.GNUVerNeedSection):
-                for _, versions in section.iter_versions():
-                    for version in versions:
-                        old = re.fullmatch(r"GLIBC_2\.(\d+)(\.\d+)?", version.name)
-                        if old and int(old[1]) > glibc:
-                            found.append(f"{name} needs {version.name}")
+        found += [f"{name} needs {needed}" for needed in _strays(elf, glibc)]
     return found

@@ -128,7 +128,7 @@ def __dir__() -> list[str]:
 
 def _register_lowerings() -> None:
     # Its importer registers them; it imports litert_torch itself.
-    if f"{__name__}.conversion.front_end" not in sys.modules:
+    if f"{__name__}.conversion.torch_frontend" not in sys.modules:
         importlib.import_module(f"{__name__}.conversion.lowering")
 
 

@@ -273,7 +273,7 @@ def epsilon_of_root(root: float, name: str = "") -> float:
 class _Matcher(Generic[Op]):
     """One sweep over a graph."""
 
-    def __init__(self, graph: Graph[Op]):
+    def __init__(self, graph: Graph[Op]) -> None:
         self._graph = graph
         self._meanings: dict[Tensor, _Meaning[Op]] = {}
         self._scaled: dict[Tensor, _Scaled[Op]] = {}

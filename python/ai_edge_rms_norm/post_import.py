@@ -19,7 +19,7 @@ __all__ = ["when_imported"]
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds one module as the other finders do, and runs a hook after its import."""
 
-    def __init__(self, name: str, hook: Callable[[], object]):
+    def __init__(self, name: str, hook: Callable[[], object]) -> None:
         self._name, self._hook = name, hook
         self._searching = threading.local()
 

@@ -42,7 +42,7 @@ class Arm64ConversionTest(absltest.TestCase):
             shutil.copy(_EXPORTER.value, exporter)
             print(
                 emulation.run_python(
-                    "/mnt/tests/tensorflow_ai_edge_torch_test.py",
+                    "/mnt/tests/tensorflow_backend/tensorflow_ai_edge_torch_test.py",
                     folders={
                         "packages": emulation.lock_folder(lock),
                         "site": pathlib.Path(site),

@@ -1,7 +1,7 @@
 """The way `direct` through a TensorFlow that exports custom calls.
 
 The interposed exporter stands in for the patch. Without it, TensorFlow fails: see
-`test_stock_tensorflow_rejects_custom_calls` in tests/tensorflow_backend_test.py.
+`test_stock_tensorflow_rejects_custom_calls` in tests/tensorflow_backend/tensorflow_backend_test.py.
 """
 
 # First: it has to be loaded before TensorFlow.

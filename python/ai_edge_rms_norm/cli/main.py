@@ -130,7 +130,7 @@ def benchmark(
             for key, detail in runner.get_input_details().items()
         }
         runner(**inputs)
-        times = []
+        times: list[float] = []
         while sum(times) < seconds:
             start = time.perf_counter()
             runner(**inputs)

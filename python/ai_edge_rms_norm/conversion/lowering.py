@@ -1,4 +1,4 @@
-"""Lowers the operators of `ai_edge_rms_norm.ops.rms_norm` to `stablehlo.custom_call`.
+r"""Lowers the operators of `ai_edge_rms_norm.ops.rms_norm` to `stablehlo.custom_call`.
 
 Importing this module registers the lowerings with the front end, so that, for example,
 `litert_torch.convert` accepts the operators, too.

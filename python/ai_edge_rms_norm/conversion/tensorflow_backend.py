@@ -122,7 +122,7 @@ def _make_tfl_custom(lowered: Lowered) -> None:
 class _Program:
     """A signature, exported and lowered."""
 
-    def __init__(self, signature: Signature, transform: Transform | None):
+    def __init__(self, signature: Signature, transform: Transform | None) -> None:
         exported = FRONT_END.export(signature, transform)
         self.name = signature.name
         self.lowered = FRONT_END.lower_to_stablehlo(exported)

@@ -122,7 +122,7 @@ class Graph:
         graph: torch.fx.Graph,
         constants: Mapping[str, torch.Tensor] | None = None,
         excluded: Collection[Node] = (),
-    ):
+    ) -> None:
         self._graph = graph
         self._constants = constants or {}
         self._excluded = frozenset(excluded)

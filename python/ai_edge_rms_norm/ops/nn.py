@@ -124,6 +124,7 @@ class RMSNorm(torch.nn.RMSNorm):
         return module
 
     def extra_repr(self) -> str:
+        """Returns the arguments for the module's repr."""
         return (
             f"{self.normalized_shape}, eps={self.eps},"
             f" elementwise_affine={self.elementwise_affine},"

@@ -105,7 +105,7 @@ class StandIn:
       training: Whether it is in training mode.
     """
 
-    def __init__(self, module: torch.nn.Module, training: bool):
+    def __init__(self, module: torch.nn.Module, training: bool) -> None:
         self._original = module
         self._module = copy.copy(module)
         state = vars(self._module)
@@ -191,7 +191,7 @@ class _Graph(fx_graph.Graph):
         graph: torch.fx.Graph,
         constants: Mapping[str, torch.Tensor],
         names: Mapping[torch.fx.Node, str],
-    ):
+    ) -> None:
         super().__init__(graph, constants)
         self._names = names
 
@@ -299,7 +299,9 @@ def _make_fx(
 
 def _is_mutable(node: torch.fx.Node) -> bool:
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+    # An operator has no public way to ask.
+    schema = getattr(target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _trace(module: torch.nn.Module, case: _Case) -> torch.fx.GraphModule:
@@ -350,7 +352,9 @@ class _Reader:
       names: Those of the tensors after x.
     """
 
-    def __init__(self, graph_module: torch.fx.GraphModule, names: Sequence[str]):
+    def __init__(
+        self, graph_module: torch.fx.GraphModule, names: Sequence[str]
+    ) -> None:
         graph = graph_module.graph
         attributes = (str(node.target) for node in graph.nodes if node.op == "get_attr")
         constants = {name: getattr(graph_module, name) for name in attributes}
@@ -504,7 +508,7 @@ def _product(factors: Sequence[Factor]) -> str:
 class _Prover:
     """The traces of one module."""
 
-    def __init__(self, module: torch.nn.Module):
+    def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
         self._names = list(tensors_of(module))
         self._first: _Norm | None = None
@@ -628,7 +632,8 @@ def _epsilon_buffer(module: torch.nn.Module, hidden_size: int) -> str | None:
         if buffer.numel() != 1 or not buffer.is_floating_point():
             continue
         changed = copy.copy(module)
-        changed._buffers = {**module._buffers, name: 2 * buffer}
+        # A copy of the table, which the original shares.
+        changed._buffers = {**module._buffers, name: 2 * buffer}  # noqa: SLF001
         if _Prover(changed).norm(case).epsilon > 1.5 * before:
             return name
     return None

@@ -311,7 +311,8 @@ def replace_rms_norm(model: torch.nn.Module) -> ReplaceReport:
         new_modules[module] = new
         replaced.append(_replaced(name, module, new))
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
+        # Unlike named_children(), it lists a module under each of its names.
+        for name, child in list(parent._modules.items()):  # noqa: SLF001
             if child in new_modules:
                 setattr(parent, name, new_modules[child])
     return ReplaceReport(tuple(replaced), tuple(skipped))

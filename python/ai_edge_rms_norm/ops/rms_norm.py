@@ -50,7 +50,7 @@ def _exports() -> bool:
 _AUTOCAST_TO_FLOAT32 = frozenset(
     device
     for device in ("cuda", "xpu", "mps", "cpu", "mtia", "maia")
-    if torch._C._dispatch_has_kernel_for_dispatch_key(
+    if torch._C._dispatch_has_kernel_for_dispatch_key(  # noqa: SLF001
         "aten::rms_norm", f"Autocast{device.upper()}"
     )
 )
@@ -449,7 +449,7 @@ def _register(
         def forward(*inputs: Any) -> Any:
             # What `torch.library.custom_op` does; there is no public way to call what
             # is registered below Autograd.
-            with torch._C._AutoDispatchBelowAutograd():
+            with torch._C._AutoDispatchBelowAutograd():  # noqa: SLF001
                 return operator(*inputs)
 
         @staticmethod
@@ -477,9 +477,11 @@ def _register(
 
     def autograd(*inputs: Any) -> Any:
         # Transforms of torch.func do not see into an opaque operator.
-        if not _is_exporting() or torch._C._are_functorch_transforms_active():
+        if (
+            not _is_exporting() or torch._C._are_functorch_transforms_active()  # noqa: SLF001
+        ):
             return implementation(*inputs)
-        tensors = len(operator._schema.arguments) - 1
+        tensors = len(operator._schema.arguments) - 1  # noqa: SLF001
         epsilon = inputs[tensors] if len(inputs) > tensors else 1e-6
         return Opaque.apply(*inputs[:tensors], epsilon)  # type: ignore[no-untyped-call]
 

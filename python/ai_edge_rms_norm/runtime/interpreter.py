@@ -9,11 +9,12 @@ import ctypes
 import os
 import pathlib
 import warnings
+from typing import Any
 
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
-from ai_edge_rms_norm.tflite import encoding, files, flatbuffer, op_options
+from ai_edge_rms_norm.tflite import encoding, files, flatbuffer, op_options, verify
 
 __all__ = ["Interpreter", "delegate_path", "kernel_variant"]
 
@@ -38,18 +39,18 @@ def delegate_path() -> str:
 
 
 def kernel_variant() -> str:
-    """Returns the kernel variant of this CPU: avx512_zen4, avx512, avx2, neon or
-    generic.
+    """Returns the name of the kernel variant for this CPU, for example `avx2`.
 
     Raises:
       FileNotFoundError: The package was built without the plugin.
     """
     variant = ctypes.CDLL(delegate_path()).ai_edge_rms_norm_variant
     variant.restype = ctypes.c_char_p
-    return variant().decode()
+    name: bytes = variant()
+    return name.decode()
 
 
-def _resolve_custom_calls(content, name: str) -> bytes | None:
+def _resolve_custom_calls(content: verify.Content, name: str) -> bytes | None:
     """Returns the model with its custom calls as CUSTOM; None if it has none.
 
     No runtime resolves STABLEHLO_CUSTOM_CALL (the schema says that it has no kernel),
@@ -78,7 +79,7 @@ def _resolve_custom_calls(content, name: str) -> bytes | None:
     return flatbuffer.to_bytes(model)
 
 
-class Interpreter(litert.Interpreter):
+class Interpreter(litert.Interpreter):  # type: ignore[misc]
     """A LiteRT interpreter that runs `ai_edge_torch.rms_norm` and `add_rms_norm`.
 
     All three encodings run on the fused kernels, a composite where its decomposition
@@ -101,13 +102,13 @@ class Interpreter(litert.Interpreter):
 
     def __init__(
         self,
-        model_path: str | os.PathLike | None = None,
+        model_path: str | os.PathLike[str] | None = None,
         model_content: bytes | None = None,
-        experimental_delegates: list | None = None,
+        experimental_delegates: list[Any] | None = None,
         num_threads: int | None = None,
         fuse_decomposed: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         if "fuse_primitives" in kwargs:
             warnings.warn(
                 "fuse_primitives is now fuse_decomposed",

@@ -1,6 +1,7 @@
 """A converted model: its bytes, its export to a file and its execution."""
 
 import os
+from typing import Any
 
 import numpy as np
 from numpy import typing as npt
@@ -22,25 +23,25 @@ class Model:
       content: The bytes of a .tflite.
 
     Raises:
-      ValueError: `content` is no .tflite.
+      ValueError: `content` is not a .tflite.
     """
 
-    def __init__(self, content: bytes):
+    def __init__(self, content: bytes) -> None:
         flatbuffer.check_header(content)
         self._content = content
         self._interpreter: Interpreter | None = None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # Copied and pickled without the interpreter, which a call makes anew.
         return {"_content": self._content, "_interpreter": None}
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Model":
+    def load(cls, path: str | os.PathLike[str]) -> "Model":
         """Reads a .tflite.
 
         Raises:
           OSError: The file cannot be read.
-          ValueError: It is no .tflite.
+          ValueError: It is not a .tflite.
         """
         with open(path, "rb") as file:
             return cls(file.read())
@@ -52,7 +53,7 @@ class Model:
     def __bytes__(self) -> bytes:
         return self._content
 
-    def export(self, path: str | os.PathLike) -> None:
+    def export(self, path: str | os.PathLike[str]) -> None:
         """Writes the .tflite, completely or not at all.
 
         Raises:
@@ -72,7 +73,7 @@ class Model:
         """
         return Model(encoding_lib.translate(self._content, to))
 
-    def interpreter(self, num_threads: int | None = None, **kwargs) -> Interpreter:
+    def interpreter(self, num_threads: int | None = None, **kwargs: Any) -> Interpreter:
         """Returns a new interpreter for the model; arguments as for `Interpreter`."""
         return Interpreter(
             model_content=self._content, num_threads=num_threads, **kwargs
@@ -83,7 +84,7 @@ class Model:
         *args: npt.ArrayLike,
         signature_name: str = DEFAULT_SIGNATURE,
         **kwargs: npt.ArrayLike,
-    ):
+    ) -> Any:
         """Runs a signature.
 
         Args:
@@ -122,7 +123,7 @@ class Model:
 
 
 def fuse(
-    model: bytes | str | os.PathLike,
+    model: bytes | str | os.PathLike[str],
     *,
     encoding: encoding_lib.Encoding | str = encoding_lib.Encoding.CUSTOM,
 ) -> tuple[Model, fuse_lib.FusionReport]:
@@ -144,8 +145,8 @@ def fuse(
 
     Raises:
       OSError: The file cannot be read.
-      ValueError: It is no .tflite or is damaged, refers to operators by index, or the
-        encoding is unknown.
+      ValueError: It is not a .tflite or is damaged, refers to operators by index, or
+        the encoding is unknown.
     """
     encoding = encoding_lib.Encoding(encoding)
     if isinstance(model, bytes):

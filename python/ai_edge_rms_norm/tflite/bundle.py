@@ -102,7 +102,7 @@ class Bundle(abc.ABC):
 class _TfliteFile(Bundle):
     kind = "tflite"
 
-    def __init__(self, content: memoryview):
+    def __init__(self, content: memoryview) -> None:
         self.models = (BundledModel("", content),)
 
     def chunks(self, contents: Mapping[str, bytes]) -> _Chunks:
@@ -132,7 +132,7 @@ def _positions(section: Any) -> tuple[int, int]:
     calls a function by another name than it has), and its builder drops what it does
     not know, so that the numbers are replaced in the header as it is.
     """
-    table = section._tab
+    table = section._tab  # noqa: SLF001
     fields = [table.Offset(slot) for slot in _OFFSET_SLOTS]
     if 0 in fields:
         raise ValueError("a section of the .litertlm has no offsets")
@@ -143,7 +143,7 @@ def _positions(section: Any) -> tuple[int, int]:
 class _LitertLmFile(Bundle):
     kind = "litertlm"
 
-    def __init__(self, content: memoryview):
+    def __init__(self, content: memoryview) -> None:
         self._core, self._schema, peek = _litert_lm_builder()
         self._prefix = bytes(content[: self._core.HEADER_BEGIN_BYTE_OFFSET])
         self._check_version()
@@ -263,7 +263,7 @@ class _ChunkFile(io.RawIOBase):
 class _Reader(io.RawIOBase):
     """A file to read from that is in memory, without a copy of it."""
 
-    def __init__(self, content: memoryview):
+    def __init__(self, content: memoryview) -> None:
         super().__init__()
         self._content = content
         self._position = 0
@@ -346,7 +346,7 @@ class _Entry:
 class _TaskFile(Bundle):
     kind = "task"
 
-    def __init__(self, content: memoryview, depth: int):
+    def __init__(self, content: memoryview, depth: int) -> None:
         with zipfile.ZipFile(_Reader(content)) as archive:
             self._comment = archive.comment
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)

@@ -56,7 +56,9 @@ def is_ones(model: schema.ModelT, tensor: schema.TensorT) -> bool:
 class _Builder:
     """Appends tensors and buffers to a model, and collects operators."""
 
-    def __init__(self, model: schema.ModelT, subgraph: schema.SubGraphT, prefix: str):
+    def __init__(
+        self, model: schema.ModelT, subgraph: schema.SubGraphT, prefix: str
+    ) -> None:
         self._model = model
         self._tensors = subgraph.tensors
         self._prefix = prefix
@@ -290,7 +292,7 @@ class Judge:
     however many operators refer to it.
     """
 
-    def __init__(self, model: schema.ModelT):
+    def __init__(self, model: schema.ModelT) -> None:
         self._model = model
         self._inside: dict[int, _Inside | _NotRmsNormError] = {}
 

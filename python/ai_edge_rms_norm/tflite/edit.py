@@ -52,9 +52,11 @@ class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 
     @property
     def is_appended(self) -> bool:
+        """Whether the data lie outside of the tables, after them in the file."""
         return self.data is not None and len(self.data) >= APPENDED_SIZE
 
     def Pack(self, builder: flatbuffers.Builder) -> int:
+        """Writes the buffer; returns its offset."""
         data = None
         if self.data is not None:
             length = 0 if self.is_appended else len(self.data)

@@ -197,7 +197,7 @@ class Survey:
         that it should have; the error names the operator.
     """
 
-    def __init__(self, model: schema.ModelT):
+    def __init__(self, model: schema.ModelT) -> None:
         self.norms: list[RmsNormOp] = []
         self.skipped: list[SkippedNorm] = []
         self._model = model
@@ -345,7 +345,7 @@ class _Writer:
         subgraph: schema.SubGraphT,
         encoding: Encoding,
         range_safe: bool,
-    ):
+    ) -> None:
         self._model = model
         self._subgraph = subgraph
         self._encoding = encoding
@@ -469,7 +469,9 @@ _CONTROL_DEPENDENCIES = "model_control_dependencies"
 class _SubgraphRewriter:
     """Writes norms of one subgraph in another encoding."""
 
-    def __init__(self, graph: Graph, subgraph: schema.SubGraphT, writer: _Writer):
+    def __init__(
+        self, graph: Graph, subgraph: schema.SubGraphT, writer: _Writer
+    ) -> None:
         self._graph = graph
         self._subgraph = subgraph
         self._writer = writer
@@ -659,7 +661,7 @@ def translate(
         the time on a CPU, but its squares overflow in float16 from 256 on.
 
     Raises:
-      ValueError: `content` is no .tflite, the encoding is unknown, or the options of
+      ValueError: `content` is not a .tflite, the encoding is unknown, or the options of
         an operator cannot be read.
     """
     encoding = Encoding(encoding)

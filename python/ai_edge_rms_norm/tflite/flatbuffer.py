@@ -159,7 +159,7 @@ def _pack(model: schema.ModelT) -> bytearray:
 class _Placement:
     """Where data lies that follow the packed tables; the same data lie there once."""
 
-    def __init__(self, position: int):
+    def __init__(self, position: int) -> None:
         self.position = position
         self.pieces: list[tuple[int, np.ndarray]] = []
         self._known: dict[tuple[int, int], int] = {}
@@ -204,7 +204,7 @@ def _chunks(model: schema.ModelT) -> list[bytes | bytearray | memoryview]:
         packed = _pack(model)
     root = schema.Model.GetRootAs(packed)
     for i, start in starts.items():
-        table = root.Buffers(i)._tab
+        table = root.Buffers(i)._tab  # noqa: SLF001
         field = table.Pos + table.Offset(_DATA_FIELD)
         struct.pack_into("<I", packed, field, start - 4 - field)
 

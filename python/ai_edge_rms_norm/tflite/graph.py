@@ -82,7 +82,9 @@ class Graph:
 
     max_weights = 1
 
-    def __init__(self, model: schema.ModelT, index: int, outputs: Iterable[int] = ()):
+    def __init__(
+        self, model: schema.ModelT, index: int, outputs: Iterable[int] = ()
+    ) -> None:
         subgraph = model.subgraphs[index]
         self._model = model
         self._tensors = subgraph.tensors

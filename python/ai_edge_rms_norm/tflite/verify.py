@@ -155,7 +155,7 @@ def _members(union: str) -> dict[int, str]:
 
 
 class _Verifier:
-    def __init__(self, content: Content):
+    def __init__(self, content: Content) -> None:
         self._content = content
         self._size = len(content)
         self._left = _MAX_SHARING * self._size

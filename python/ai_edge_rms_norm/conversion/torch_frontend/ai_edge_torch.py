@@ -11,7 +11,7 @@ Private here, since nothing public does it:
 - `_convert.conversion._run_convert_passes`: the passes that `ai_edge_torch.convert`
   runs. The decompositions before them are in a function that runs all of the rest, too.
 
-tests/tensorflow_ai_edge_torch_test.py runs them all; there is no later release.
+tests/tensorflow_backend/tensorflow_ai_edge_torch_test.py runs them all; there is no later release.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,9 @@ class AiEdgeTorch(interface.FrontEnd):
     def run_passes(
         self, program: torch.export.ExportedProgram
     ) -> torch.export.ExportedProgram:
-        result: torch.export.ExportedProgram = conversion._run_convert_passes(program)
+        result: torch.export.ExportedProgram = (
+            conversion._run_convert_passes(program)  # noqa: SLF001
+        )
         return result
 
     def lower_to_stablehlo(

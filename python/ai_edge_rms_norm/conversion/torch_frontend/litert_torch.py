@@ -13,7 +13,7 @@ Private here, since nothing public does it:
   addition and a norm. To export the changed program once more would lose the names of
   its tensors.
 
-tests/torch_frontend_test.py notices when one of these changes.
+tests/conversion/torch_frontend_test.py notices when one of these changes.
 """
 
 import contextlib
@@ -103,7 +103,9 @@ class LitertTorch(interface.FrontEnd):
     def run_passes(
         self, program: torch.export.ExportedProgram
     ) -> torch.export.ExportedProgram:
-        result: torch.export.ExportedProgram = core._run_convert_passes(program)
+        result: torch.export.ExportedProgram = core._run_convert_passes(  # noqa: SLF001
+            program
+        )
         return result
 
     def lower_to_stablehlo(

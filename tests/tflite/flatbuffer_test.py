@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -307,7 +308,11 @@ class ReadTest(parameterized.TestCase):
 class WriteFileTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(self.create_tempdir().full_path)
+        # Not below root's home, where Bazel has its folders: other users are tried.
+        temporary = tempfile.TemporaryDirectory(dir="/tmp")
+        self.addCleanup(temporary.cleanup)
+        self.folder = pathlib.Path(temporary.name) / "folder"
+        self.folder.mkdir()
         self.path = self.folder / "model.tflite"
 
     def write(self, path, content=b"new"):

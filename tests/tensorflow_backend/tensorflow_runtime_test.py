@@ -13,8 +13,8 @@ import ai_edge_rms_norm as arn
 
 _RESOLVER = flags.DEFINE_string(
     "resolver",
-    "tests/libtensorflow_resolver.so",
-    "Path of //tests:tensorflow_resolver.",
+    "tests/tensorflow_backend/libtensorflow_resolver.so",
+    "Path of //tests/tensorflow_backend:tensorflow_resolver.",
 )
 
 
