@@ -18,7 +18,17 @@ from ai_edge_quantizer import quantizer, recipe
 
 import ai_edge_rms_norm as arn
 
-__all__ = ["StepModule", "convert", "greedy", "make_model", "quantize"]
+__all__ = [
+    "CACHE",
+    "PREFILL",
+    "StepModule",
+    "convert",
+    "empty_cache",
+    "expected",
+    "greedy",
+    "make_model",
+    "quantize",
+]
 
 PREFILL = 16  # tokens per call of the signature prefill
 CACHE = 64  # tokens that the KV cache holds
@@ -138,6 +148,7 @@ def convert(model: transformers.PreTrainedModel, encoding: str = "custom") -> ar
             "tokens": torch.zeros(1, length, dtype=torch.int32),
             "positions": torch.arange(length, dtype=torch.int32),
             "keys": cache,
+            # litert-torch 0.10 loses one of two inputs that are one tensor object.
             "values": cache.clone(),
         }
         converter.signature(name, step, kwargs=inputs)
