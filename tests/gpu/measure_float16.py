@@ -1,8 +1,8 @@
 """Measures the error of norms on the GPU of the tests over the magnitude of x, as JSON.
 
-    PYTHONPATH=python:. python tests/gpu/measure_float16.py docs/float16.json
+    PYTHONPATH=python:. python tests/gpu/measure_float16.py docs/data/float16.json
 
-benchmarks/float16_figure.py draws docs/float16.png from it.
+benchmarks/float16_figure.py draws docs/data/float16.png from it.
 """
 
 import json
