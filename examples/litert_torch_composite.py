@@ -1,8 +1,8 @@
 """RMSNorm as a composite that is safe in float16, in litert-torch's own style.
 
 The proposal of docs/upstream/litert_torch.md as code that runs with litert-torch 0.10
-as it is: the norm of a generative layer, marked as `odml.rms_norm`, with a decomposition
-whose intermediates stay within [-1, 1]. Needs litert-torch only.
+as it is: the norm of a generative layer, marked as `odml.rms_norm`, with a
+decomposition whose intermediates stay within [-1, 1]. Needs litert-torch only.
 """
 
 import torch
