@@ -19,8 +19,9 @@ namespace {
 
 // Below this many bytes read and written per task a second thread does not pay.
 constexpr std::size_t kMinBytesPerTask = std::size_t{64} << 10;
-// Below this many, sleeping threads are not woken: that takes longer, and
-// whatever the application's own threads do next would wait for the CPU.
+// Below this many, sleeping threads are not woken: that takes longer than it
+// saves, and the application's own threads want the CPU next. Measured far
+// below; where exactly it starts to pay is not known (docs/models.md).
 constexpr std::size_t kMinBytesToWake = std::size_t{16} << 20;
 // More tasks than threads, so that a thread that is late or interrupted does
 // not hold up the others by more than a fraction of its share.
