@@ -1,7 +1,7 @@
 """The files of Bazel, parsed and in part executed without Bazel.
 
-Bazel 8 reads MODULE.bazel, which Debian's Bazel 4 ignores; this notices there what needs
-no Bazel: syntax, labels without a file, and locks that a repository rule does not watch.
+Bazel 8 reads MODULE.bazel, which Debian's Bazel 4 ignores. This notices what needs no
+Bazel: syntax, labels without a file, locks that a repository rule does not watch.
 Run by .ci/run from the checkout, whose files it lists.
 """
 
