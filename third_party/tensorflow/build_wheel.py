@@ -79,6 +79,16 @@ def _size(folder: pathlib.Path) -> int:
     return int(result.stdout.split()[0])
 
 
+def nested_environment() -> dict[str, str]:
+    """Returns the environment without that of the stub which started this program."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONSAFEPATH")
+        and not name.startswith("RUNFILES_")
+    }
+
+
 def obstacles(archive: pathlib.Path, work: pathlib.Path) -> list[str]:
     """Says what this machine lacks for the build."""
     found = []
@@ -165,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
     _say(f"In {tree}: {shlex.join(build)}")
     if _DRY_RUN.value:
         return
-    result = subprocess.run(build, cwd=tree)
+    result = subprocess.run(build, cwd=tree, env=nested_environment())
     if result.returncode:
         sys.exit(f"The build failed; run the same command again to go on in {work}")
     print(copy_wheel(tree, out))

@@ -23,6 +23,8 @@ _PATCH = """\
 # Fails on its first run, like a build that is interrupted.
 _BAZELISK = """\
 #!/bin/sh
+# The variables of the stub that started the script do not reach Bazel.
+[ -z "$PYTHONPATH$PYTHONSAFEPATH$RUNFILES_DIR" ] || exit 9
 cat tensorflow/exporter.cc >> "$LOG"
 echo "$@" >> "$LOG"
 [ -e interrupted ] || { touch interrupted; exit 1; }
