@@ -3,8 +3,8 @@
     python examples/huggingface.py --output qwen3.tflite
 
 The model is a Qwen3 with random weights, so that nothing is downloaded; another one is
-`transformers.AutoModelForCausalLM.from_pretrained(...)`. Needs the wheel with [convert],
-transformers and ai-edge-quantizer.
+`transformers.AutoModelForCausalLM.from_pretrained(...)`. Needs transformers,
+ai-edge-quantizer and the wheel with [convert].
 """
 
 import argparse
@@ -134,9 +134,7 @@ class StepModule(torch.nn.Module):
 def empty_cache(model: transformers.PreTrainedModel) -> torch.Tensor:
     """Returns zeros of shape [layers, heads, CACHE, head size]."""
     c = model.config
-    return torch.zeros(
-        c.num_hidden_layers, c.num_key_value_heads, CACHE, c.head_dim
-    )
+    return torch.zeros(c.num_hidden_layers, c.num_key_value_heads, CACHE, c.head_dim)
 
 
 def convert(model: transformers.PreTrainedModel, encoding: str = "custom") -> arn.Model:

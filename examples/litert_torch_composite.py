@@ -1,8 +1,8 @@
 """RMSNorm as a composite that is safe in float16, in litert-torch's own style.
 
-The proposal of docs/upstream/litert_torch.md as code that runs with litert-torch 0.10 as
-it is: the norm of a generative layer, marked as `odml.rms_norm`, with a decomposition
-whose intermediates stay within [-1, 1]. Needs litert-torch only.
+The proposal of docs/upstream/litert_torch.md as code that runs with litert-torch 0.10
+as it is: the norm of a generative layer, marked as `odml.rms_norm`, with a
+decomposition whose intermediates stay within [-1, 1]. Needs litert-torch only.
 """
 
 import torch
@@ -36,9 +36,7 @@ def rms_norm_composite(
     x: torch.Tensor, weight: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
     """The same, as the composite `odml.rms_norm` in an exported program."""
-    builder = StableHLOCompositeBuilder(
-        name="odml.rms_norm", attr={"epsilon": epsilon}
-    )
+    builder = StableHLOCompositeBuilder(name="odml.rms_norm", attr={"epsilon": epsilon})
     # Always with a weight: parsers of the composite read the second input.
     x, weight = builder.mark_inputs(x, weight)
     return builder.mark_outputs(range_safe_rms_norm(x, weight, epsilon))
