@@ -3,8 +3,8 @@
     python examples/huggingface.py --output qwen3.tflite
 
 The model is a Qwen3 with random weights, so that nothing is downloaded; another one is
-`transformers.AutoModelForCausalLM.from_pretrained(...)`. Needs the wheel with
-[convert], transformers and ai-edge-quantizer.
+`transformers.AutoModelForCausalLM.from_pretrained(...)`. Needs transformers,
+ai-edge-quantizer and the wheel with [convert].
 """
 
 import argparse
