@@ -114,6 +114,25 @@ class EndToEndTest(parameterized.TestCase):
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
 
 
+class ExampleInputsTest(absltest.TestCase):
+    def test_one_tensor_for_several_inputs(self):
+        """litert-torch 0.10 takes one object as one input, silently."""
+
+        class Model(torch.nn.Module):
+            def forward(self, x, cache):
+                return arn.rms_norm(x) + 2 * cache["keys"] + 3 * cache["values"]
+
+        zeros = torch.zeros(2, 16)
+        model = arn.convert(Model().eval(), (zeros, {"keys": zeros, "values": zeros}))
+        inputs = [np.full((2, 16), value, np.float32) for value in (1, 10, 100)]
+        names = sorted(
+            model.interpreter().get_signature_list()["serving_default"]["inputs"]
+        )
+        self.assertLen(names, 3)
+        y = model(**dict(zip(names, inputs, strict=True)))
+        np.testing.assert_allclose(y, np.full((2, 16), 1 + 20 + 300), rtol=1e-6)
+
+
 class InterpreterTest(absltest.TestCase):
     def test_unknown_call_target_is_named(self):
         content = bytes(arn.convert(arn.RMSNorm(8).eval(), (random(2, 8),)))

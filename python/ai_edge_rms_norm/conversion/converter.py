@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from absl import logging
+from torch.utils import _pytree as pytree
 
 import ai_edge_rms_norm.conversion.lowering  # noqa: F401  Registers the lowerings.
 from ai_edge_rms_norm.conversion import fx_passes, tensorflow_backend
@@ -84,11 +85,8 @@ class Converter:
             raise ValueError(f"signature {name!r} has no example inputs")
         if any(s.name == name for s in self._signatures):
             raise ValueError(f"there is a signature {name!r} already")
-        self._signatures.append(
-            Signature(
-                name, module, tuple(args or ()), dict(kwargs or {}), dynamic_shapes
-            )
-        )
+        args, kwargs = _distinct((tuple(args or ()), dict(kwargs or {})))
+        self._signatures.append(Signature(name, module, args, kwargs, dynamic_shapes))
         return self
 
     def convert(
@@ -130,6 +128,25 @@ class Converter:
         encoding_lib.translate_model(model, encoding, range_safe=range_safe)
         edit.set_metadata(model, METADATA, converter.encode())
         return Model(flatbuffer.to_bytes(model))
+
+
+def _distinct(inputs: Any) -> Any:
+    """Returns the inputs with a clone where a tensor object occurs again.
+
+    litert-torch 0.10 takes one tensor object as one input, so that the file would
+    ignore what is passed as the other.
+    """
+    seen: set[int] = set()
+
+    def clone_repeated(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if id(leaf) in seen:
+            return leaf.clone()
+        seen.add(id(leaf))
+        return leaf
+
+    return pytree.tree_map(clone_repeated, inputs)
 
 
 def signature(
