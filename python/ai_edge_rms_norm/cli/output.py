@@ -55,9 +55,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     cells = [columns, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     width = shutil.get_terminal_size().columns
+    # Rich leaves out colours, but not bold.
+    emphasis = "" if os.environ.get("NO_COLOR") else "bold"
     console = Console(width=width, highlight=False, soft_wrap=True)
     if sum(widths) + _COLUMN_GAP * (len(columns) - 1) <= width:
-        grid = Table(box=None, pad_edge=False, padding=(0, _COLUMN_GAP, 0, 0))
+        padding = (0, _COLUMN_GAP, 0, 0)
+        grid = Table(box=None, pad_edge=False, padding=padding, header_style=emphasis)
         for name in columns:
             grid.add_column(Text(name), no_wrap=True)
         for row in rows:
@@ -67,8 +70,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     for row in rows:
         for i, (name, cell) in enumerate(zip(columns, row, strict=True)):
-            line = Text("- " if i == 0 else "  ")
-            console.print(line + Text(f"{name}: ", "bold") + Text(cell))
+            if cell:
+                line = Text("- " if i == 0 else "  ")
+                console.print(line + Text(f"{name}: ", emphasis) + Text(cell))
 
 
 def print_json(kind: str, data: dict[str, Any]) -> None:
