@@ -31,7 +31,7 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:
+    except (BrokenPipeError, InputError):
         raise
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         name = os.fspath(path)

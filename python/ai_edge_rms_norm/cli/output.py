@@ -15,7 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -36,10 +36,12 @@ class _Settings:
     Attributes:
       quiet: Whether summaries are not printed.
       debug: Whether tracebacks and log lines of other packages are shown.
+      stderr: Where to show what is not the result; None for sys.stderr.
     """
 
     quiet: bool = False
     debug: bool = False
+    stderr: TextIO | None = None
 
 
 settings = _Settings()
@@ -103,7 +105,7 @@ def summary(text: str) -> None:
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
     """Shows on a terminal, on stderr, what takes longer than a second."""
-    console = Console(stderr=True)
+    console = Console(file=settings.stderr or sys.stderr)
     if settings.quiet or not console.is_terminal:
         yield
         return
@@ -122,31 +124,33 @@ def stage(name: str) -> Iterator[None]:
 def without_log_lines() -> Iterator[None]:
     """Keeps what other packages log, in Python and in C++, off stderr.
 
-    LiteRT and XLA write to the file descriptor itself and have no switch for it. What
-    this package writes to sys.stderr still arrives.
+    LiteRT and XLA write to the file descriptor itself and have no switch for it. The
+    warnings of this package and `stage` still arrive.
     """
     if settings.debug:
         yield
         return
     sys.stderr.flush()
-    python_stderr = sys.stderr
     try:
         descriptor = os.dup(2)
     except OSError:  # There is no stderr.
         yield
         return
     with (
-        tempfile.TemporaryFile() as log,
+        tempfile.TemporaryFile("w+") as log,
         os.fdopen(descriptor, "w", buffering=1) as shown,
+        contextlib.redirect_stderr(log),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module="ai_edge_rms_norm")
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"warning: {message}", file=shown
+        )
         os.dup2(log.fileno(), 2)
-        sys.stderr = shown
+        settings.stderr = shown
         try:
             yield
         finally:
-            sys.stderr = python_stderr
-            shown.flush()
+            settings.stderr = None
             os.dup2(descriptor, 2)
