@@ -1,0 +1,109 @@
+"""Loads what is to be converted: a factory in a Python file, or an exported program."""
+
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["load_factory", "load_program", "load_source"]
+
+Source = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
+
+
+def load_source(source: str | os.PathLike[str]) -> Source:
+    """Loads a module with its example inputs.
+
+    Args:
+      source: `FILE.py:FACTORY`, or the path of a .pt2 of `torch.export.save`.
+
+    Returns:
+      The module, its positional and its named example inputs.
+
+    Raises:
+      OSError: The file cannot be read.
+      ValueError: It is something else, or the factory returns something else.
+    """
+    name = os.fspath(source)
+    path, colon, factory = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return load_factory(path, factory)
+    if name.endswith(".pt2"):
+        return load_program(name)
+    if pathlib.Path(name).is_dir() or name.endswith(".json"):
+        raise ValueError(
+            f"{name}: Hugging Face checkpoints are not read; export it with"
+            " litert_torch.generative.export_hf, then run: ai-edge-rms-norm fuse"
+        )
+    raise ValueError(f"{name}: expected FILE.py:FACTORY or a .pt2")
+
+
+def load_factory(path: str | os.PathLike[str], name: str) -> Source:
+    """Runs a Python file and calls a function in it.
+
+    Args:
+      path: Of the Python file; what lies beside it can be imported.
+      name: Of the function. It returns the module and its example inputs: a tensor, a
+        tuple of the positional ones, or a dict of the named ones.
+
+    Raises:
+      OSError: The file cannot be read.
+      ValueError: There is no such function, it raises, or it returns something else.
+    """
+    file = pathlib.Path(path)
+    # Says so if the file is missing or cannot be read.
+    file.read_bytes()
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file}: it is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+        factory = getattr(module, name, None)
+        if not callable(factory):
+            raise ValueError(f"{file}: it has no function {name!r}")
+        result = factory()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    if not (
+        isinstance(result, tuple)
+        and len(result) == 2
+        and isinstance(result[0], torch.nn.Module)
+    ):
+        raise ValueError(
+            f"{file}: {name} must return (torch.nn.Module, example inputs), got"
+            f" {type(result).__name__}"
+        )
+    inputs = result[1]
+    if isinstance(inputs, Mapping):
+        return result[0], (), dict(inputs)
+    if isinstance(inputs, torch.Tensor):
+        inputs = (inputs,)
+    return result[0], tuple(inputs), {}
+
+
+def load_program(path: str | os.PathLike[str]) -> Source:
+    """Reads a .pt2 that `torch.export.save` wrote, with its example inputs.
+
+    Raises:
+      OSError: The file cannot be read.
+      ValueError: It is not a .pt2, or has no example inputs.
+    """
+    with open(path, "rb") as file:
+        try:
+            program = torch.export.load(file)  # type: ignore[arg-type]
+        except Exception as error:  # What torch raises for damaged files varies.
+            raise ValueError(f"{os.fspath(path)}: not a .pt2: {error}") from error
+    if program.example_inputs is None:
+        raise ValueError(f"{os.fspath(path)}: it was exported without example inputs")
+    args, kwargs = program.example_inputs
+    return program.module(), tuple(args), dict(kwargs)

@@ -1,0 +1,224 @@
+"""The commands inspect, fuse and translate, and what all commands have in common."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import pty
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import ai_edge_rms_norm as arn
+from ai_edge_rms_norm.cli import main as cli
+from testing.tflite_builder import Builder
+from tests.pattern_cases import SIZE, norm_graph
+
+
+def run(*arguments) -> tuple[int, str, str]:
+    """Runs the command line in this process; returns its exit code and output."""
+    output, errors = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        # What is shown goes to the original descriptor of stderr.
+        descriptor, (reader, writer) = os.dup(2), os.pipe()
+        os.dup2(writer, 2)
+        try:
+            cli.main(list(map(str, arguments)))
+            raise AssertionError("it must exit")
+        except SystemExit as error:
+            code = error.code
+        finally:
+            os.dup2(descriptor, 2)
+            os.close(writer)
+            os.close(descriptor)
+    with os.fdopen(reader) as shown:
+        text = shown.read()
+    output.flush()
+    return code, output.buffer.getvalue().decode(), errors.getvalue() + text
+
+
+def run_in_terminal(columns: int, *arguments) -> str:
+    """Runs the command line in a terminal; returns what it shows."""
+    controller, terminal = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "ai_edge_rms_norm.cli", *map(str, arguments)],
+        stdout=terminal,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+    ):
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO is the end of a terminal.
+            while piece := os.read(controller, 1 << 16):
+                shown += piece
+    os.close(controller)
+    return shown.decode().replace("\r\n", "\n")
+
+
+class FilesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+        builder, y = norm_graph()
+        self.content = builder.content(y)
+        self.path = self.folder / "norm.tflite"
+        self.path.write_bytes(self.content)
+        self.output = self.folder / "output.tflite"
+
+    def encodings(self, path) -> list[str]:
+        return [op.encoding.value for op in arn.Model.load(path).rms_norm_ops()]
+
+    def test_inspect_lists_decomposed_norms_and_runtimes(self):
+        code, text, errors = run("inspect", self.path)
+        self.assertEqual((code, errors), (0, ""))
+        norm = text.splitlines()[1].split("\t")
+        self.assertEqual(norm[1], "decomposed: 6 operators, fusible")
+        self.assertEqual(norm[2], str(SIZE))
+        self.assertIn("CompiledModel GPU, float16 (the default)\twrong\t1 silent", text)
+        self.assertNoCommonElements(text, "│┃─━┏╭…")
+
+    def test_inspect_json(self):
+        code, text, _ = run("inspect", self.path, "--json")
+        document = json.loads(text)
+        self.assertEqual(code, 0)
+        self.assertEqual((document["kind"], document["version"]), ("inspect", 1))
+        self.assertCountEqual(
+            document,
+            "kind version file format models norms skipped runtimes".split(),
+        )
+        (norm,) = document["norms"]
+        self.assertCountEqual(
+            norm,
+            "model signatures subgraph operator encoding call_target epsilon hidden_size"
+            " has_weight shape dtype layer num_operators reason".split(),
+        )
+        self.assertEqual((norm["encoding"], norm["has_weight"]), ("plain", True))
+        self.assertEqual({r["runtime"] for r in document["runtimes"]}, {*arn.backends.RUNTIMES})
+
+    @parameterized.parameters(40, 200)
+    def test_a_terminal_cuts_nothing(self, columns):
+        run("fuse", self.path, self.output, "--for", "gpu")
+        text = run_in_terminal(columns, "inspect", self.output)
+        self.assertIn("fused: ml_drift", text)
+        self.assertIn("CompiledModel CPU with arn.compiled_model.environment", text)
+        self.assertNotIn("…", text)
+        self.assertNotIn("\x1b", text)
+
+    @parameterized.parameters(
+        ("delegate", "custom"),
+        ("gpu", "ml_drift"),
+        ("npu", "composite"),
+        ("any", "decomposed"),
+    )
+    def test_fuse_for(self, purpose, encoding):
+        code, text, errors = run("fuse", self.path, self.output, "--for", purpose)
+        self.assertEqual((code, errors), (0, ""))
+        self.assertEqual(self.encodings(self.output), [encoding])
+        self.assertIn(f"written: 1 norms became {encoding}; 6 operators", text)
+        if purpose == "delegate":
+            self.assertIn("CompiledModel CPU, stock\tno\t1 not at all", text)
+        _, text, _ = run("fuse", self.output, self.folder / "2", "--for", purpose)
+        self.assertRegex(text, "already fused: all 1|all 1 norms are decomposed already")
+
+    def test_translate_says_what_it_leaves(self):
+        code, text, _ = run("translate", self.path, self.output, "--to", "custom")
+        self.assertEqual(code, 0)
+        self.assertIn("the command fuse takes it", text)
+        self.assertEqual(self.output.read_bytes(), self.content)
+
+    def test_output_rules(self):
+        code, _, errors = run("fuse", self.path, self.path)
+        self.assertEqual(code, 2)
+        self.assertIn("it is the input; --in-place", errors)
+        code, text, _ = run("fuse", self.path, self.output, "--dry-run")
+        self.assertIn("would be written: 1 norms", text)
+        self.assertFalse(self.output.exists())
+        code, _, errors = run("fuse", self.path, self.folder / "no" / "output.tflite")
+        self.assertEqual(code, 2)
+        self.assertIn("does not exist", errors)
+        self.assertFalse((self.folder / "no").exists())
+        self.assertEqual(self.path.read_bytes(), self.content)
+        code, text, _ = run("fuse", self.path, self.path, "--in-place")
+        self.assertIn(f"{self.path} replaced: 1 norms", text)
+        self.assertEqual(self.encodings(self.path), ["custom"])
+        _, text, _ = run("fuse", self.path, self.path, "--in-place", "--quiet")
+        self.assertEqual(text, "")
+        self.assertIn("exclude", run("fuse", "a", "b", "--for=gpu", "--to=custom")[2])
+
+    def test_stdout(self):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "ai_edge_rms_norm.cli"]
+        command += ["fuse", str(self.path), "-"]
+        content = subprocess.check_output(command, env=environment)
+        self.assertLen(arn.Model(content).rms_norm_ops(), 1)
+
+    def test_bundle(self):
+        path, output = self.folder / "model.task", self.folder / "fused.task"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("TF_LITE_PREFILL_DECODE", self.content)
+            archive.writestr("TOKENIZER_MODEL", b"tokens")
+        _, text, _ = run("inspect", path)
+        self.assertIn("TF_LITE_PREFILL_DECODE", text)
+        code, _, errors = run("fuse", path, output, "--for", "gpu")
+        self.assertEqual((code, errors), (0, ""))
+        with zipfile.ZipFile(output) as archive:
+            self.assertEqual(archive.read("TOKENIZER_MODEL"), b"tokens")
+            model = arn.Model(archive.read("TF_LITE_PREFILL_DECODE"))
+        self.assertEqual(model.rms_norm_ops()[0].encoding.value, "ml_drift")
+
+    @parameterized.parameters(
+        ("sparse", "expected a .tflite"),
+        ("empty", "expected a .tflite"),
+        ("text", "expected a .tflite"),
+        ("truncated", "a damaged .tflite: "),
+        ("missing", "No such file or directory"),
+    )
+    def test_errors_are_one_line(self, name, cause):
+        path = self.folder / f"{name}.tflite"
+        if name == "sparse":
+            path.touch()
+            os.truncate(path, 5 << 30)
+        elif name != "missing":
+            half = self.content[: len(self.content) // 2]
+            path.write_bytes({"empty": b"", "text": b"no model", "truncated": half}[name])
+        for arguments in (("inspect", path), ("fuse", path, self.output)):
+            code, text, errors = run(*arguments)
+            self.assertEqual((code, text), (2, ""))
+            self.assertStartsWith(errors, f"error: {path}: {cause}")
+            self.assertLen(errors.splitlines(), 1)
+        self.assertFalse(self.output.exists())
+
+    def test_usage(self):
+        for arguments in (("no_command",), ("inspect",), ("fuse", "a", "b", "--for", "x")):
+            code, _, errors = run(*arguments)
+            self.assertEqual(code, 2)
+            self.assertLen(errors.splitlines(), 1)
+            self.assertStartsWith(errors, "error: ")
+        code, text, _ = run("--version")
+        self.assertEqual((code, text), (0, f"ai-edge-rms-norm {arn.__version__}\n"))
+        for command in ("inspect", "fuse", "translate", "benchmark"):
+            code, text, _ = run(command, "-h")
+            self.assertEqual(code, 0)
+            self.assertIn(f"ai-edge-rms-norm {command} model.tflite", text)
+
+
+class Int8Test(absltest.TestCase):
+    def test_an_integer_norm_is_left_alone_with_the_reason(self):
+        builder, y = norm_graph()
+        for tensor in builder.subgraph.tensors:
+            if tensor.type == 0:  # FLOAT32
+                tensor.type = 9  # INT8
+        path = pathlib.Path(self.create_tempdir().full_path) / "int8.tflite"
+        path.write_bytes(builder.content(y))
+        _, text, _ = run("inspect", path)
+        self.assertRegex(text, "left alone: .*int8")
+
+
+if __name__ == "__main__":
+    absltest.main()
