@@ -10,12 +10,10 @@ import subprocess
 import sys
 import zipfile
 
-import numpy as np
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.cli import main as cli
-from testing.tflite_builder import Builder
 from tests.pattern_cases import SIZE, norm_graph
 
 
@@ -90,16 +88,17 @@ class FilesTest(parameterized.TestCase):
         self.assertEqual((document["kind"], document["version"]), ("inspect", 1))
         self.assertCountEqual(
             document,
-            "kind version file format models norms skipped runtimes".split(),
+            ["kind", "version", "file", "format", "models", "norms", "skipped", "runtimes"],
         )
         (norm,) = document["norms"]
         self.assertCountEqual(
             norm,
-            "model signatures subgraph operator encoding call_target epsilon hidden_size"
-            " has_weight shape dtype layer num_operators reason".split(),
+            ["model", "signatures", "subgraph", "operator", "encoding", "call_target", "epsilon", "hidden_size", "has_weight", "shape", "dtype", "layer", "num_operators", "reason"],
         )
         self.assertEqual((norm["encoding"], norm["has_weight"]), ("plain", True))
-        self.assertEqual({r["runtime"] for r in document["runtimes"]}, {*arn.backends.RUNTIMES})
+        self.assertEqual(
+            {r["runtime"] for r in document["runtimes"]}, {*arn.backends.RUNTIMES}
+        )
 
     @parameterized.parameters(40, 200)
     def test_a_terminal_cuts_nothing(self, columns):
@@ -124,7 +123,9 @@ class FilesTest(parameterized.TestCase):
         if purpose == "delegate":
             self.assertIn("CompiledModel CPU, stock\tno\t1 not at all", text)
         _, text, _ = run("fuse", self.output, self.folder / "2", "--for", purpose)
-        self.assertRegex(text, "already fused: all 1|all 1 norms are decomposed already")
+        self.assertRegex(
+            text, "already fused: all 1|all 1 norms are decomposed already"
+        )
 
     def test_translate_says_what_it_leaves(self):
         code, text, _ = run("translate", self.path, self.output, "--to", "custom")
@@ -186,7 +187,9 @@ class FilesTest(parameterized.TestCase):
             os.truncate(path, 5 << 30)
         elif name != "missing":
             half = self.content[: len(self.content) // 2]
-            path.write_bytes({"empty": b"", "text": b"no model", "truncated": half}[name])
+            path.write_bytes(
+                {"empty": b"", "text": b"no model", "truncated": half}[name]
+            )
         for arguments in (("inspect", path), ("fuse", path, self.output)):
             code, text, errors = run(*arguments)
             self.assertEqual((code, text), (2, ""))
@@ -195,7 +198,11 @@ class FilesTest(parameterized.TestCase):
         self.assertFalse(self.output.exists())
 
     def test_usage(self):
-        for arguments in (("no_command",), ("inspect",), ("fuse", "a", "b", "--for", "x")):
+        for arguments in (
+            ("no_command",),
+            ("inspect",),
+            ("fuse", "a", "b", "--for", "x"),
+        ):
             code, _, errors = run(*arguments)
             self.assertEqual(code, 2)
             self.assertLen(errors.splitlines(), 1)

@@ -27,7 +27,9 @@ class Purpose(str, enum.Enum):
     ANY = "any"
 
 
-_Output = Annotated[pathlib.Path, typer.Argument(help="The file to write; - is stdout.")]
+_Output = Annotated[
+    pathlib.Path, typer.Argument(help="The file to write; - is stdout.")
+]
 _For = Annotated[
     Purpose | None,
     typer.Option("--for", help="Where the file shall run; chooses the encoding."),

@@ -1,7 +1,7 @@
 """Says which norms a file holds, and how each of them runs where.
 
-    for norm in inspect("model.tflite").norms:
-        print(norm.layer, norm.encoding, norm.reason)
+for norm in inspect("model.tflite").norms:
+    print(norm.layer, norm.encoding, norm.reason)
 """
 
 import collections

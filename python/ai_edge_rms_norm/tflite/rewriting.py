@@ -1,7 +1,7 @@
 """Fuses and translates the norms of whole files: .tflite, .litertlm and .task.
 
-    rewritten = fuse_file("model.litertlm", "ml_drift")
-    rewritten.write("fused.litertlm")
+rewritten = fuse_file("model.litertlm", "ml_drift")
+rewritten.write("fused.litertlm")
 """
 
 import dataclasses
