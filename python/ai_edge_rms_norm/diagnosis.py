@@ -157,7 +157,7 @@ def diagnose(timeout: float = 120.0) -> tuple[Finding, ...]:
         *(Finding(f"package {name}", None, _version(name)) for name in _PACKAGES),
     ]
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        return (*findings, *pool.map(lambda t: _try(*t, timeout), trials))
+        return (*findings, *pool.map(lambda t: _try(t[0], t[1], t[2], timeout), trials))
 
 
 def _version(package: str) -> str:

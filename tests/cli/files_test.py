@@ -88,12 +88,36 @@ class FilesTest(parameterized.TestCase):
         self.assertEqual((document["kind"], document["version"]), ("inspect", 1))
         self.assertCountEqual(
             document,
-            ["kind", "version", "file", "format", "models", "norms", "skipped", "runtimes"],
+            [
+                "kind",
+                "version",
+                "file",
+                "format",
+                "models",
+                "norms",
+                "skipped",
+                "runtimes",
+            ],
         )
         (norm,) = document["norms"]
         self.assertCountEqual(
             norm,
-            ["model", "signatures", "subgraph", "operator", "encoding", "call_target", "epsilon", "hidden_size", "has_weight", "shape", "dtype", "layer", "num_operators", "reason"],
+            [
+                "model",
+                "signatures",
+                "subgraph",
+                "operator",
+                "encoding",
+                "call_target",
+                "epsilon",
+                "hidden_size",
+                "has_weight",
+                "shape",
+                "dtype",
+                "layer",
+                "num_operators",
+                "reason",
+            ],
         )
         self.assertEqual((norm["encoding"], norm["has_weight"]), ("plain", True))
         self.assertEqual(

@@ -64,7 +64,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             for name, kind in _COMMON.items()
         ),
     ]
-    del run.__wrapped__  # type: ignore[attr-defined]  # Its signature is another.
+    # Typer reads the signature, which is not that of the wrapped function.
+    del run.__wrapped__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     app.command()(run)

@@ -22,7 +22,7 @@ def benchmark(
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time per signature.")] = 1.0,
 ) -> None:
-    """Time every signature of a model on random input (zeros for integers).
+    r"""Time every signature of a model on random input (zeros for integers).
 
     \b
     Example:
@@ -40,7 +40,7 @@ def benchmark(
             for key, detail in runner.get_input_details().items()
         }
         runner(**inputs)
-        times = []
+        times: list[float] = []
         while sum(times) < seconds:
             start = time.perf_counter()
             runner(**inputs)

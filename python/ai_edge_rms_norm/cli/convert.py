@@ -87,7 +87,7 @@ def convert(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Convert a PyTorch module to a .tflite.
+    r"""Convert a PyTorch module to a .tflite.
 
     FACTORY is a function without parameters that returns (module, example inputs).
 

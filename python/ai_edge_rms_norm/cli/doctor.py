@@ -18,7 +18,7 @@ def doctor(
     ] = 120.0,
     json: options.Json = False,
 ) -> None:
-    """Try out what works on this machine.
+    r"""Try out what works on this machine.
 
     Its output belongs into bug reports. The exit code is 1 if the delegate fails.
 

@@ -81,7 +81,7 @@ def document(result: inspection.Inspection) -> dict[str, Any]:
 
 @app.command
 def inspect(model: options.Model, json: options.Json = False) -> None:
-    """List every norm of a file, and which runtimes run it.
+    r"""List every norm of a file, and which runtimes run it.
 
     \b
     Examples:

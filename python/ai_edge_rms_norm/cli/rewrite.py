@@ -76,11 +76,11 @@ def _rewrite(
         check_output(destination)
     to_stdout = destination == _STDOUT and not dry_run
     replaces = not to_stdout and destination.exists()
-    if replaces and not in_place and not dry_run and source.exists():
-        if os.path.samefile(source, destination):
-            raise errors.InputError(
-                f"{destination}: it is the input; --in-place allows to replace it"
-            )
+    is_input = replaces and source.exists() and os.path.samefile(source, destination)
+    if is_input and not in_place and not dry_run:
+        raise errors.InputError(
+            f"{destination}: it is the input; --in-place allows to replace it"
+        )
     with errors.about(source), output.stage(f"Reading {source}"):
         result = rewrite(source, encoding)
     if not dry_run:
@@ -160,7 +160,7 @@ def fuse(
     in_place: _InPlace = False,
     json: options.Json = False,
 ) -> None:
-    """Write a file with every norm in one encoding.
+    r"""Write a file with every norm in one encoding.
 
     Without --for and --to, for a runtime with the delegate.
 
@@ -192,7 +192,7 @@ def translate(
     in_place: _InPlace = False,
     json: options.Json = False,
 ) -> None:
-    """Write a file with its norm operators in another encoding.
+    r"""Write a file with its norm operators in another encoding.
 
     Unlike fuse, it leaves decomposed norms of other tools alone.
 

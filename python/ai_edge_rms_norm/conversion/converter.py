@@ -85,8 +85,10 @@ class Converter:
             raise ValueError(f"signature {name!r} has no example inputs")
         if any(s.name == name for s in self._signatures):
             raise ValueError(f"there is a signature {name!r} already")
-        args, kwargs = _distinct((tuple(args or ()), dict(kwargs or {})))
-        self._signatures.append(Signature(name, module, args, kwargs, dynamic_shapes))
+        positional, named = _distinct((tuple(args or ()), dict(kwargs or {})))
+        self._signatures.append(
+            Signature(name, module, positional, named, dynamic_shapes)
+        )
         return self
 
     def convert(

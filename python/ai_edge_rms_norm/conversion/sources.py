@@ -66,7 +66,7 @@ def load_factory(path: str | os.PathLike[str], name: str) -> Source:
         spec.loader.exec_module(module)
         factory = getattr(module, name, None)
         if not callable(factory):
-            raise ValueError(f"{file}: it has no function {name!r}")
+            raise ValueError(f"{file}: it has no function {name!r}")  # noqa: TRY004
         result = factory()
     except ValueError:
         raise
@@ -100,7 +100,7 @@ def load_program(path: str | os.PathLike[str]) -> Source:
     """
     with open(path, "rb") as file:
         try:
-            program = torch.export.load(file)  # type: ignore[arg-type]
+            program = torch.export.load(file)
         except Exception as error:  # What torch raises for damaged files varies.
             raise ValueError(f"{os.fspath(path)}: not a .pt2: {error}") from error
     if program.example_inputs is None:

@@ -106,17 +106,17 @@ def _rewrite(
     bundle = bundle_lib.read_bundle(path)
     before = inspection.inspect_models(bundle.kind, bundle.models, name)
     contents: dict[str, bytes] = {}
-    counts = [0, 0]
+    operators_before = operators_after = 0
     for model in bundle.models:
         tree = flatbuffer.read(
             model.content, f"{name}, {model.name}" if model.name else name
         )
-        counts[0] += sum(len(subgraph.operators) for subgraph in tree.subgraphs)
+        operators_before += sum(len(subgraph.operators) for subgraph in tree.subgraphs)
         if fuse:
             fuse_model(tree, encoding)
         else:
             encoding_lib.translate_model(tree, encoding)
-        counts[1] += sum(len(subgraph.operators) for subgraph in tree.subgraphs)
+        operators_after += sum(len(subgraph.operators) for subgraph in tree.subgraphs)
         # Of a model without a change, the file keeps the bytes.
         if any(
             norm.model == model.name and norm.encoding != encoding.value
@@ -133,4 +133,6 @@ def _rewrite(
         ),
         name,
     )
-    return RewrittenFile(encoding, before, after, *counts, bundle, contents)
+    return RewrittenFile(
+        encoding, before, after, operators_before, operators_after, bundle, contents
+    )
