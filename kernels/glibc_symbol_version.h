@@ -7,7 +7,9 @@
 #ifndef KERNELS_GLIBC_SYMBOL_VERSION_H_
 #define KERNELS_GLIBC_SYMBOL_VERSION_H_
 
+#if defined(__linux__)
 #include <features.h>
+#endif
 
 #if defined(__GLIBC__) && __GLIBC_PREREQ(2, 34)
 #if defined(__x86_64__)
