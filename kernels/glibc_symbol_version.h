@@ -11,11 +11,14 @@
 #include <features.h>
 #endif
 
-#if defined(__GLIBC__) && __GLIBC_PREREQ(2, 34)
+// In two steps: without glibc the macro __GLIBC_PREREQ does not exist.
+#if defined(__GLIBC__)
+#if __GLIBC_PREREQ(2, 34)
 #if defined(__x86_64__)
 #define OLD_GLIBC_VERSION "GLIBC_2.2.5"
 #elif defined(__aarch64__)
 #define OLD_GLIBC_VERSION "GLIBC_2.17"
+#endif
 #endif
 #endif
 

@@ -4,10 +4,8 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 
-import numpy as np
 import torch
 from absl.testing import absltest
 
