@@ -1,11 +1,15 @@
-"""Says that the package holds shared libraries; the rest is in pyproject.toml."""
+"""Says whether the package holds a shared library; the rest is in pyproject.toml."""
+
+import pathlib
 
 import setuptools
 
+_NATIVE = pathlib.Path(__file__).parent / "python" / "ai_edge_rms_norm" / "_native"
 
-class BinaryDistribution(setuptools.Distribution):
+
+class Distribution(setuptools.Distribution):
     def has_ext_modules(self):
-        return True
+        return _NATIVE.is_dir()
 
 
-setuptools.setup(distclass=BinaryDistribution)
+setuptools.setup(distclass=Distribution)

@@ -7,13 +7,18 @@
 #ifndef KERNELS_GLIBC_SYMBOL_VERSION_H_
 #define KERNELS_GLIBC_SYMBOL_VERSION_H_
 
+#if defined(__linux__)
 #include <features.h>
+#endif
 
-#if defined(__GLIBC__) && __GLIBC_PREREQ(2, 34)
+// In two steps: without glibc the macro __GLIBC_PREREQ does not exist.
+#if defined(__GLIBC__)
+#if __GLIBC_PREREQ(2, 34)
 #if defined(__x86_64__)
 #define OLD_GLIBC_VERSION "GLIBC_2.2.5"
 #elif defined(__aarch64__)
 #define OLD_GLIBC_VERSION "GLIBC_2.17"
+#endif
 #endif
 #endif
 

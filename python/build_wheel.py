@@ -3,7 +3,7 @@
     build_wheel.py --out DIR PATH=FILE [PATH=FILE ...]
 
 PATH is a file's place below the project's root. The platform tag is the oldest that
-auditwheel finds the shared libraries to run on.
+auditwheel finds the delegate to run on. Without the delegate the wheel is for any.
 """
 
 import argparse
@@ -45,6 +45,15 @@ def _retag(wheel: pathlib.Path, platform_tag: str) -> pathlib.Path:
     return wheel.parent / name.strip()
 
 
+def _tag_linux(wheel: pathlib.Path, delegate: pathlib.Path) -> pathlib.Path:
+    wheel = _retag(wheel, f"linux_{_machine(delegate)}")
+    report = _run("auditwheel", "show", "--json", str(wheel), cwd=wheel.parent)
+    problems = json.loads(report)["external_libs"]
+    if problems:
+        sys.exit(f"the wheel needs other libraries: {problems}")
+    return _retag(wheel, json.loads(report)["overall_tag"])
+
+
 def build(files: dict[str, pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     """Builds the wheel of `files`, by path below the root; returns its path in out."""
     with tempfile.TemporaryDirectory() as folder:
@@ -64,12 +73,8 @@ def build(files: dict[str, pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         )
         # The delegate is loaded by path: no Python version, no ABI.
         (wheel,) = root.parent.glob("*.whl")
-        (delegate, *_) = root.rglob("*.so")
-        wheel = _retag(wheel, f"linux_{_machine(delegate)}")
-        report = json.loads(_run("auditwheel", "show", "--json", str(wheel), cwd=root))
-        if report["external_libs"]:
-            sys.exit(f"the wheel needs other libraries: {report['external_libs']}")
-        wheel = _retag(wheel, report["overall_tag"])
+        for delegate in root.rglob("_native/*.so"):
+            wheel = _tag_linux(wheel, delegate)
         out.mkdir(parents=True, exist_ok=True)
         return pathlib.Path(shutil.move(wheel, out / wheel.name))
 

@@ -6,7 +6,8 @@ def _wheel_impl(ctx):
         file
         for target in ctx.attr.package
         for file in target[DefaultInfo].data_runfiles.files.to_list() + target[DefaultInfo].files.to_list()
-        if file.short_path.startswith("python/")
+        if file.short_path.startswith("python/") and
+           (ctx.attr.delegate or "/_native/" not in file.short_path)
     ]
     args = ctx.actions.args()
     args.add("--out", out.path)
@@ -31,6 +32,10 @@ def _wheel_impl(ctx):
 wheel = rule(
     implementation = _wheel_impl,
     attrs = {
+        "delegate": attr.bool(
+            default = True,
+            doc = "Whether the wheel holds the delegate; without it, it is for any platform.",
+        ),
         "package": attr.label_list(
             doc = "The py_library, with the shared libraries as its data.",
             mandatory = True,

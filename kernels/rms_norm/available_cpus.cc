@@ -1,6 +1,10 @@
 #include "kernels/rms_norm/available_cpus.h"
 
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#else
 #include <sched.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -63,6 +67,22 @@ double SmallestLimit(const std::string& mount, std::string path,
   }
 }
 
+// The CPUs that the system lets this process use; 1024 if it does not tell.
+int AffinityCpus() {
+#if defined(__APPLE__)
+  // There is no affinity; these are the CPUs in the current power mode.
+  int count = 0;
+  std::size_t size = sizeof(count);
+  const bool known =
+      sysctlbyname("hw.activecpu", &count, &size, nullptr, 0) == 0 && count > 0;
+  return known ? count : 1024;
+#else
+  // Fails where the system has more than 1024 CPUs: then it is no limit.
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1024;
+#endif
+}
+
 }  // namespace
 
 int CpuQuota(const std::string& root) {
@@ -77,10 +97,7 @@ int CpuQuota(const std::string& root) {
 }
 
 int AvailableCpus() {
-  // Fails where the system has more than 1024 CPUs: then it is no limit.
-  cpu_set_t set;
-  const int affinity =
-      sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1024;
+  const int affinity = AffinityCpus();
   const int quota = CpuQuota("");
   return std::max(quota > 0 ? std::min(affinity, quota) : affinity, 1);
 }

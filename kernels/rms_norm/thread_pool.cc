@@ -1,11 +1,16 @@
 #include "kernels/rms_norm/thread_pool.h"
 
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+
+// A test builds the other implementation on Linux, too.
+#if defined(__linux__) && !defined(RMS_NORM_WITHOUT_FUTEX)
+#define RMS_NORM_FUTEX 1
+#include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -82,6 +87,61 @@ class alignas(64) TaskQueue {
   std::atomic<std::uint64_t> interval_{0};
 };
 
+// A counter that threads sleep on until it changes.
+class Epoch {
+ public:
+  std::uint32_t Load(std::memory_order order) const {
+    return value_.load(order);
+  }
+
+  void Increment() { value_.fetch_add(1, std::memory_order_seq_cst); }
+
+#if defined(RMS_NORM_FUTEX)
+  // There is no mutex: one that a fork found locked would stay so.
+  void Wait(std::uint32_t seen) {
+    while (Load(std::memory_order_seq_cst) == seen) {
+      syscall(SYS_futex, &value_, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr,
+              0);
+    }
+  }
+
+  void WakeAll() {
+    syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr,
+            0);
+  }
+
+  void ResetAfterFork() {}
+
+ private:
+#else
+  void Wait(std::uint32_t seen) {
+    pthread_mutex_lock(&mutex_);
+    while (Load(std::memory_order_seq_cst) == seen) {
+      pthread_cond_wait(&changed_, &mutex_);
+    }
+    pthread_mutex_unlock(&mutex_);
+  }
+
+  void WakeAll() {
+    pthread_mutex_lock(&mutex_);
+    pthread_cond_broadcast(&changed_);
+    pthread_mutex_unlock(&mutex_);
+  }
+
+  // The parent's threads may have locked the mutex, and wait in its copy.
+  void ResetAfterFork() {
+    mutex_ = PTHREAD_MUTEX_INITIALIZER;
+    changed_ = PTHREAD_COND_INITIALIZER;
+  }
+
+ private:
+  // Not destroyed: that would wait for sleepers that a forked child lacks.
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t changed_ = PTHREAD_COND_INITIALIZER;
+#endif
+  std::atomic<std::uint32_t> value_{0};
+};
+
 // Counts the forks of this process: a child has none of its parent's threads.
 std::atomic<unsigned> fork_count{0};
 
@@ -116,9 +176,7 @@ struct ThreadPool::State {
   // Whether an idle worker spins, since more jobs are expected. Otherwise it
   // would only take the CPU of what the application runs next.
   std::atomic<bool> spin{false};
-  // Incremented for every job and on destruction; the futex that workers sleep
-  // on. There is no mutex: one that a fork found locked would stay so.
-  std::atomic<std::uint32_t> epoch{0};
+  Epoch epoch;  // Incremented for every job and on destruction.
   std::atomic<bool> stop{false};
 
   alignas(64) std::atomic<std::uint32_t> tasks_left{0};
@@ -175,27 +233,21 @@ void ThreadPool::State::EndJob() {
 void ThreadPool::State::WakeWorkers() {
   // Sequentially consistent against WorkerLoop: either the worker sees the new
   // epoch before it sleeps or this thread sees the sleeper.
-  epoch.fetch_add(1, std::memory_order_seq_cst);
-  if (sleepers.load(std::memory_order_seq_cst) > 0) {
-    syscall(SYS_futex, &epoch, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr,
-            0);
-  }
+  epoch.Increment();
+  if (sleepers.load(std::memory_order_seq_cst) > 0) epoch.WakeAll();
 }
 
 void ThreadPool::State::WorkerLoop(int index, std::uint32_t seen) {
   for (;;) {
     const auto called = [&] {
-      return epoch.load(std::memory_order_acquire) != seen;
+      return epoch.Load(std::memory_order_acquire) != seen;
     };
     if (!spin.load(std::memory_order_relaxed) || !SpinUntil(called)) {
       sleepers.fetch_add(1, std::memory_order_seq_cst);
-      while (epoch.load(std::memory_order_seq_cst) == seen) {
-        syscall(SYS_futex, &epoch, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr,
-                0);
-      }
+      epoch.Wait(seen);
       sleepers.fetch_sub(1, std::memory_order_relaxed);
     }
-    seen = epoch.load(std::memory_order_acquire);
+    seen = epoch.Load(std::memory_order_acquire);
     if (stop.load(std::memory_order_relaxed)) return;
     WorkOn(index);
   }
@@ -208,7 +260,8 @@ void ThreadPool::State::StartWorkers() {
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
   for (int i = 1; i < num_working; ++i) {
-    auto* start = new WorkerStart{this, i, epoch.load()};
+    auto* start =
+        new WorkerStart{this, i, epoch.Load(std::memory_order_seq_cst)};
     pthread_t thread;
     const int error = pthread_create(
         &thread, nullptr,
@@ -267,6 +320,7 @@ void ThreadPool::ParallelFor(std::size_t count, std::size_t max_tasks,
     s.workers.clear();
     s.forks = forks;
     s.sleepers.store(0);
+    s.epoch.ResetAfterFork();
     s.StartWorkers();
   }
   if (s.num_working == 1) {

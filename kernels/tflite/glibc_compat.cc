@@ -9,6 +9,7 @@
 // links with refers to.
 #define HIDDEN __attribute__((visibility("hidden")))
 
+#if defined(__GLIBCXX__)
 // std::__throw_bad_array_new_length(), which containers call where a size does
 // not fit.
 extern "C" {
@@ -17,6 +18,7 @@ extern "C" {
 
 void ThrowBadArrayNewLength() { throw std::bad_array_new_length(); }
 }
+#endif  // __GLIBCXX__
 
 #ifdef OLD_GLIBC_VERSION
 

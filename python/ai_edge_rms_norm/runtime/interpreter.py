@@ -8,6 +8,8 @@ external delegate; every other operator runs as it does in the stock interpreter
 import ctypes
 import os
 import pathlib
+import platform
+import sys
 import warnings
 from typing import Any
 
@@ -18,7 +20,12 @@ from ai_edge_rms_norm.tflite import encoding, files, flatbuffer, op_options, ver
 
 __all__ = ["Interpreter", "delegate_path", "kernel_variant", "kernel_variants"]
 
-_DELEGATE = pathlib.Path(__file__).parents[1] / "_native" / "librms_norm_delegate.so"
+_SUFFIX = "dylib" if sys.platform == "darwin" else "so"
+_DELEGATE = (
+    pathlib.Path(__file__).parents[1] / "_native" / f"librms_norm_delegate.{_SUFFIX}"
+)
+# The platforms of the wheels that hold the delegate (docs/platforms.md).
+_WHEELS = "Linux x86_64 and Linux aarch64"
 
 
 def delegate_path() -> str:
@@ -32,7 +39,9 @@ def delegate_path() -> str:
     """
     if not _DELEGATE.is_file():
         raise FileNotFoundError(
-            f"{_DELEGATE} is missing: install the wheel of this platform, or build"
+            f"{_DELEGATE} is missing: this installation has no delegate, which runs"
+            f" RMSNorm. Wheels with it are for {_WHEELS}; this is"
+            f" {platform.system()} {platform.machine()}. Elsewhere build"
             " //python/ai_edge_rms_norm with Bazel"
         )
     return str(_DELEGATE)
