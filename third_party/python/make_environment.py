@@ -49,9 +49,10 @@ def make(folder: pathlib.Path, lock: pathlib.Path) -> None:
         pip_install(folder, "--no-deps", *unhashed)
     # Names that the lock lacks: the libraries of a PyTorch that is built for CUDA,
     # which pins them. One that is built for the CPU needs nothing more.
-    if any(requirement.startswith("torch==") for requirement in unhashed):
+    locked = pins(lock.read_text())
+    if any(pin.startswith("torch==") for pin in locked):
         constraints = folder / "constraints.txt"
-        constraints.write_text("\n".join(pins(lock.read_text())) + "\n")
+        constraints.write_text("\n".join(locked) + "\n")
         pip_install(folder, "--constraint", constraints, "torch")
 
 
