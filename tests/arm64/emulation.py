@@ -128,11 +128,9 @@ def install(folder: pathlib.Path, *arguments: str | os.PathLike) -> None:
 def lock_folder(lock: pathlib.Path) -> pathlib.Path:
     """Returns a folder with all packages of a lock file."""
     # pip evaluates conditions for this machine, also for another platform.
-    pins = "".join(
-        line
-        for line in lock.read_text().splitlines(keepends=True)
-        if 'platform_machine == "x86_64"' not in line
-    )
+    # A requirement goes on, with its hashes, over the lines that end in a backslash.
+    requirements = lock.read_text().replace("\\\n", " ").splitlines(keepends=True)
+    pins = "".join(r for r in requirements if 'platform_machine == "x86_64"' not in r)
 
     def make(folder: pathlib.Path) -> None:
         with tempfile.NamedTemporaryFile("w", suffix=".lock") as file:

@@ -20,6 +20,10 @@ import venv
 
 MINIMUM_VERSION = (3, 11)  # of the packages in the locks
 
+# Installed without a hash: a CPU build and a CUDA build of one PyTorch version have the
+# same name and version, but other files, depending on the index.
+UNHASHED = frozenset({"torch"})
+
 
 def cache_folder() -> pathlib.Path:
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -35,13 +39,46 @@ def environment_folder(lock: pathlib.Path) -> pathlib.Path:
 def make(folder: pathlib.Path, lock: pathlib.Path) -> None:
     # A copied interpreter would not find its standard library from everywhere.
     venv.create(folder, clear=True, with_pip=True, symlinks=True)
+    hashed, unhashed = split(lock.read_text())
     # pip resolves nothing: some packages pin others that exist for no machine but
     # x86-64.
-    pip_install(folder, "--no-deps", "--requirement", lock)
-    # What the lock does not name: the libraries of a PyTorch that is built for CUDA,
+    requirements = folder / "hashed.txt"
+    requirements.write_text(hashed)
+    pip_install(folder, "--no-deps", "--require-hashes", "--requirement", requirements)
+    if unhashed:
+        pip_install(folder, "--no-deps", *unhashed)
+    # Names that the lock lacks: the libraries of a PyTorch that is built for CUDA,
     # which pins them. One that is built for the CPU needs nothing more.
-    if re.search(r"^torch==", lock.read_text(), re.MULTILINE):
-        pip_install(folder, "--constraint", lock, "torch")
+    locked = pins(lock.read_text())
+    if any(pin.startswith("torch==") for pin in locked):
+        constraints = folder / "constraints.txt"
+        constraints.write_text("\n".join(locked) + "\n")
+        pip_install(folder, "--constraint", constraints, "torch")
+
+
+def pins(lock: str) -> list[str]:
+    """Returns the requirements NAME==VERSION of a lock's text, without hashes."""
+    return re.findall(r"^[\w.-]+==[^\s;\\]+", lock, re.MULTILINE)
+
+
+def split(lock: str) -> tuple[str, list[str]]:
+    """Splits a lock's text into what pip checks by hash and the other requirements.
+
+    Raises:
+      ValueError: A requirement has no hash and is not in UNHASHED.
+    """
+    hashed, unhashed = [], []
+    # A requirement goes on over the lines that end in a backslash.
+    for line in lock.replace("\\\n", " ").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        if "--hash=" in line:
+            hashed.append(line)
+        elif line.split("==")[0] in UNHASHED:
+            unhashed.append(line)
+        else:
+            raise ValueError(f"{line!r} has no --hash in the lock")
+    return "\n".join(hashed) + "\n", unhashed
 
 
 def pip_install(folder: pathlib.Path, *arguments: str | os.PathLike) -> None:
