@@ -38,7 +38,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for the JSON.")
 
 _NAME = re.compile("(rms|layer)_?norm", re.IGNORECASE)
 _SIZE = 24
-# What constructors call the arguments that have no default.
+# The usual names of arguments that have no default.
 _ARGUMENTS = {
     "group_size": 8,
     **dict.fromkeys(
@@ -46,7 +46,7 @@ _ARGUMENTS = {
         _SIZE,
     ),
 }
-# What constructors default to None and need.
+# Arguments that default to None and are needed.
 _OPTIONAL = {"dim", "hidden_size"}
 
 
@@ -73,12 +73,12 @@ class NormClass:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a norm.
+    """The outcome of one norm.
 
     Attributes:
       status: "proven", "refused", or "not made" if its constructor needs more than
         sizes, such as the configuration of a model.
-      detail: What it was proven to be, or the reason.
+      detail: The proof, or the reason.
     """
 
     status: str

@@ -3,10 +3,10 @@
     bazel run //benchmarks:models -- --output $PWD/results
 
 Each has the widths of the real model, two layers, a vocabulary of 512 and random
-weights. One file is converted per signature, with the norms as primitive operators;
-`fuse` makes the two others of it, with composites and with our operator. The first two
-run in the stock interpreter, the third with the plugin; the rounds are interleaved. The
-control is a second interpreter with the first file: what it differs by is noise.
+weights. One file is converted per signature, with the norms decomposed; `fuse` makes
+the two others of it, with composites and with `custom`. The first two run in the stock
+interpreter, the third with the delegate; the rounds are interleaved. The control is a
+second interpreter with the first file: what it differs by is noise.
 Weights are float32 or int8 (dynamic range, of ai-edge-quantizer). Memory is what the
 interpreter takes besides the mapped file. Writes models.json and models.png to
 --output.
@@ -179,7 +179,7 @@ def _plot(results: list[dict], title: str, path: pathlib.Path) -> None:
     axes.axvline(1, color="k", linestyle="--", linewidth=1)
     axes.set_yticks(positions, [_name(result) for result in results])
     axes.invert_yaxis()
-    axes.set(xlabel="speed-up over primitive operators", title=title)
+    axes.set(xlabel="speed-up over decomposed norms", title=title)
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 

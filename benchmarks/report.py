@@ -25,7 +25,7 @@ def publish(
     Args:
       name: Names the files, `<name>.json` and `<name>.png`.
       table: The results as a person reads them.
-      report: What the JSON holds: facts by name in `machine`, perhaps the reasons of
+      report: The JSON: facts by name in `machine`, perhaps the reasons of
         what was left out in `left_out`, and the results.
       output: Folder for the files, relative to where Bazel was called; None writes
         none.

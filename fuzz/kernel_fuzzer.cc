@@ -83,7 +83,7 @@ class Elements {
   char* begin_;
 };
 
-// What rms_norm.h allows, with the margin of rms_norm_test.cc.
+// The error that rms_norm.h allows, with the margin of rms_norm_test.cc.
 long double Tolerance(const RmsNormParams& params, long double expected,
                       long double weight) {
   const bool is_float32 = params.type == ElementType::kFloat32;

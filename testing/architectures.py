@@ -84,7 +84,7 @@ class Architecture:
           cache: Tokens of the KV cache, if there is one.
           small: Whether to make the widths small, for tests.
           composites: Whether litert-torch's norms are exported as `odml.rms_norm`, its
-            default, or as primitive operators.
+            default, or decomposed.
         """
         torch.manual_seed(0)
         module = self.make(small).eval()
@@ -107,7 +107,7 @@ class Architecture:
         """Yields the signatures with example inputs by name.
 
         Args:
-          module: What `build` returned.
+          module: The result of `build`.
           prompt: Tokens of the prompt.
           cache: Tokens of the KV cache, or of the window.
         """

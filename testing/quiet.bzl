@@ -1,6 +1,6 @@
 """The environment of programs that print tables."""
 
-# What the converter prints would bury them.
+# The output of the converter would bury them.
 QUIET = {
     "LITERT_TORCH_SHOW_PROGRESS": "n",
     "PYTHONWARNINGS": "ignore::FutureWarning",

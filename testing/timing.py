@@ -65,7 +65,7 @@ def interleaved(
     """Times every callable once per round, so that all see the same machine.
 
     Args:
-      runs: What to call, by name.
+      runs: The functions to call, by name.
       baseline: The name that ratios refer to.
       rounds: Number of rounds, at least 3.
       sample: Seconds that the repeated calls of one sample take, about.

@@ -10,7 +10,7 @@ NormFactory = Callable[..., nn.Module]
 
 
 class DecomposedRMSNorm(nn.Module):
-    """RMSNorm in primitive operators, as models write it by hand."""
+    """Decomposed RMSNorm, as models write it by hand."""
 
     def __init__(self, hidden_size: int, eps: float = 1e-6):
         super().__init__()
@@ -78,7 +78,7 @@ class DecoderLayer(nn.Module):
         q = self.q(y).view(batch, sequence, self.num_heads, self.head_size)
         k = self.k(y).view(batch, sequence, self.num_kv_heads, self.head_size)
         v = self.v(y).view(batch, sequence, self.num_kv_heads, self.head_size)
-        # Grouped by key/value head; written out, since litert-torch 0.10.0 converts
+        # Grouped by key/value head; by hand, since litert-torch 0.10.0 converts
         # scaled_dot_product_attention after repeat_interleave to wrong numbers.
         groups = (batch, sequence, self.num_kv_heads, -1, self.head_size)
         q = self.q_norm(q).view(groups).permute(0, 2, 3, 1, 4)

@@ -807,7 +807,7 @@ OTHERS = [
     ),
 ]
 
-# What x and y of a composite must have in common.
+# x and y of a composite must have these in common.
 OTHERS += [
     Case(
         "float16_to_float32",

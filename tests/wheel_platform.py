@@ -1,4 +1,4 @@
-"""What a wheel's platform tag promises, read from its shared libraries.
+"""Checks what a wheel's platform tag promises, read from its shared libraries.
 
 The tag comes from auditwheel when the wheel is built; this looks with pyelftools only.
 """

@@ -77,7 +77,7 @@ int AffinityCpus() {
       sysctlbyname("hw.activecpu", &count, &size, nullptr, 0) == 0 && count > 0;
   return known ? count : 1024;
 #else
-  // Fails where the system has more than 1024 CPUs: then it is no limit.
+  // Fails where the system has more than 1024 CPUs: then it is not a limit.
   cpu_set_t set;
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1024;
 #endif

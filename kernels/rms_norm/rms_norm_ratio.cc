@@ -255,7 +255,7 @@ void Measure(const Options& options, Shape shape,
     consume();
   };
 
-  // What the operators of a model do between two norms: pass other data through
+  // As the operators of a model do between two norms: pass other data through
   // the caches and write the next x.
   const std::vector<char> other(static_cast<std::size_t>(options.between) << 20,
                                 1);

@@ -1,5 +1,5 @@
 // The formula of rms_norm.h, evaluated in float64 one element after the other.
-// What the kernels are tested against; not fast.
+// The reference that the kernels are tested against; not fast.
 #ifndef KERNELS_RMS_NORM_RMS_NORM_REFERENCE_H_
 #define KERNELS_RMS_NORM_RMS_NORM_REFERENCE_H_
 

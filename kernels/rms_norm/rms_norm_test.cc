@@ -494,7 +494,7 @@ TEST_P(KernelTest, FlushedSubnormalsAreTheOnlyDifference) {
             y.data());
       }
       for (std::size_t i = 0; i < y.size(); ++i) {
-        // What is lost: subnormal elements and weights, and products.
+        // Lost: subnormal elements and weights, and products.
         const bool lost =
             (!half && std::abs(x[i]) < kSmallestNormal) ||
             std::abs(weight[i % n]) < kSmallestNormal ||

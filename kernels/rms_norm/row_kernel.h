@@ -38,7 +38,7 @@
 //   Stream(T*, v)              like Store, but may bypass the caches
 //   Round<T>(v)                v rounded to T
 //   kStreamAlignment           bytes that Stream's address is a multiple of,
-//                              0 when Stream is no better than Store
+//                              0 when Stream is not better than Store
 #ifndef KERNELS_RMS_NORM_ROW_KERNEL_H_
 #define KERNELS_RMS_NORM_ROW_KERNEL_H_
 
@@ -299,7 +299,7 @@ template <class Simd, class T, class Weight, bool kAddResidual, bool kStream>
 class RowKernel {
  public:
   // A row that is one block has a function of its own, in which nothing needs a
-  // register of the caller's. What is saved on the stack has to be read back
+  // register of the caller's. Values saved on the stack have to be read back
   // from behind the stores of y, and until then the caller cannot go on: a
   // quarter of the time of a row of 640 elements.
   static __attribute__((noinline)) void Normalize(const RmsNormParams& params,

@@ -8,7 +8,7 @@
 
 namespace ai_edge_rms_norm {
 
-// What add_rms_norm adds to x, and where it stores the sum.
+// The residual that add_rms_norm adds to x, and where it stores the sum.
 struct ResidualSum {
   const void* residual;
   void* sum;

@@ -90,7 +90,7 @@ class CanonicalGraph {
   bool IsFloat(int tensor) const;
   bool IsStored(int tensor) const;  // Whether it is a constant of the file.
 
-  // What a tensor was before it was cast from a narrower type or leading
+  // The tensor before it was cast from a narrower type or leading
   // dimensions of 1 were added or removed, which converters leave out where an
   // operator broadcasts; itself if it was not.
   int Source(int tensor) const { return sources_[tensor]; }

@@ -19,7 +19,7 @@ struct Claim {
   RmsNormOp op = RmsNormOp::kRmsNorm;
   const char* name = kRmsNormName;
   RmsNormOptions options;
-  std::string error;  // What is wrong with the options of the file, or empty.
+  std::string error;  // The error in the options of the file, or empty.
   std::vector<int>
       nodes;  // In execution order; it runs in the last one's place.
   std::vector<int> inputs;

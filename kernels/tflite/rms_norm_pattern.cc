@@ -608,7 +608,7 @@ bool Matcher::FindWeight(const Meaning& m, Candidate* candidate) const {
   if (m.weight == kNone) return true;
   int weight = StoredWeight(m.weight);
   if (weight == kNone) weight = m.weight;
-  // What is computed needs one dimension, and a node of the match that reads
+  // A computed weight needs one dimension, and a node of the match that reads
   // it.
   while (!graph_.IsStored(weight) && graph_.tensor(weight).dims->size != 1) {
     const int node = graph_.producer(weight);

@@ -38,7 +38,7 @@ ENCODINGS = (
 
 
 class Outcome(str, enum.Enum):
-    """What becomes of a norm."""
+    """How a runtime treats a norm."""
 
     FUSED = "fused"
     """One kernel; the right result."""
@@ -66,8 +66,8 @@ class Support:
     """How a runtime treats an encoding.
 
     Attributes:
-      outcome: What becomes of the norm.
-      note: What one has to know about it, possibly empty.
+      outcome: How the runtime treats the norm.
+      note: A remark for users, possibly empty.
     """
 
     outcome: Outcome

@@ -63,7 +63,7 @@ _MAX_VERSIONS = 8
 
 
 class Role(enum.Enum):
-    """What a tensor is to an RMSNorm; the module's docstring lists them."""
+    """The meaning of a tensor for an RMSNorm; the module's docstring lists them."""
 
     SQUARE = enum.auto()
     SUM_SQUARE = enum.auto()
@@ -98,7 +98,7 @@ _NO_EPSILON = "no epsilon is added to the mean square"
 
 
 class Graph(Protocol[Op]):
-    """What the grammar has to know about a graph.
+    """A graph as the grammar sees it.
 
     `canonical` gives the kind of an operator and its operands: square(a), mul(a, b),
     scale(a, number), div(a, b), reciprocal(a), sqrt(a), rsqrt(a), add(a, b),
@@ -171,7 +171,7 @@ class Match(Generic[Op]):
         computes y.
       root: The operator among them that computes the root.
       range_safe: Whether no intermediate leaves the range of float16.
-      source: What x is before casts and reshapes.
+      source: The tensor that x is before casts and reshapes.
       constant: The constant that is epsilon, or its root in the range-safe form.
     """
 
@@ -205,11 +205,11 @@ class _Meaning(Generic[Op]):
     """The meaning of a tensor.
 
     Attributes:
-      role: What it is.
+      role: Its meaning.
       x: The tensors whose product is x²; of one source.
       of: The source of what NORM multiplies: of x, or of z in the range-safe form.
       shape: The shape of x².
-      ops: What computes it from x.
+      ops: The operators that compute it from x.
       problem: Why it is not what its role says, although it looks like it.
       epsilon: Added to the mean square.
       weights: That it is multiplied by.
@@ -684,7 +684,7 @@ class _Matcher(Generic[Op]):
             return True
         return not m.weights and shape == [*m.shape[:-1], 1]
 
-    # What the rules found, looked at from outside.
+    # The matches of the rules, looked at from outside.
 
     def _refuse(self, m: _Meaning[Op], reason: str) -> None:
         """Notes the reason; the first one stays, but for what explains a bare root."""

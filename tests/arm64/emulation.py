@@ -26,7 +26,7 @@ _GLIBC_MINOR = 36
 _PACKAGES = ("libgomp1", "libstdc++6", "python3")
 _QEMU = "/usr/bin/qemu-aarch64-static"
 _TIMEOUT = 1800  # seconds
-# What /proc/cpuinfo says of a Neoverse N1, per processor. qemu 7 shows that of this
+# /proc/cpuinfo of a Neoverse N1, per processor. qemu 7 shows that of this
 # machine, on which LiteRT crashes as soon as XNNPACK starts.
 _CPUINFO = """\
 processor\t: {}

@@ -1,4 +1,4 @@
-"""RMSNorm that is written out in PyTorch becomes one operator while converting."""
+"""Decomposed RMSNorm in PyTorch becomes one operator while converting."""
 
 import numpy as np
 import torch

@@ -25,7 +25,7 @@ _TIMEOUT = 120  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What became of a model on the GPU.
+    """The outcome of a model on the GPU.
 
     Attributes:
       outputs: One array for each input; empty unless the process came to its end.

@@ -39,7 +39,7 @@ def inputs(dtype=torch.float32):
 
 
 class Llama(torch.nn.Module):
-    """What Llama computes, under another name and with a switch."""
+    """The norm of Llama, under another name and with a switch."""
 
     def __init__(self, change=None):
         super().__init__()
@@ -306,7 +306,7 @@ def with_list(self, x):
 
 
 class ProofTest(parameterized.TestCase):
-    """What a measurement on one shape would not see."""
+    """Cases that a measurement on one shape would not see."""
 
     @parameterized.named_parameters(
         ("channel_first", channel_first, _SIZE, "cannot be traced"),

@@ -104,7 +104,7 @@ class ExportTest(parameterized.TestCase):
             (node,) = (n for n in program.graph.nodes if n.target == RMS_NORM.default)
             expected = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
             self.assertEqual(node.args[2], expected)
-            # What torch adds, in a row where it counts.
+            # The epsilon that torch adds, in a row where it counts.
             x = torch.full((3, 16), expected**0.5, dtype=dtype)
             torch.testing.assert_close(
                 program.module()(x, None), torch.nn.functional.rms_norm(x, (16,))

@@ -1,4 +1,4 @@
-"""The delegate's option fuse_decomposed: norms in primitive operators at run time."""
+"""The delegate's option fuse_decomposed: decomposed norms at run time."""
 
 import numpy as np
 from absl.testing import absltest, parameterized

@@ -157,7 +157,7 @@ class BundleTest(parameterized.TestCase):
             for name, begin in offsets(path).items():
                 alignment = begin & -begin
                 self.assertEqual(offsets(new)[name] % alignment, 0)
-            # What others wrote into the extra field is still there.
+            # Data that others wrote into the extra field is still there.
             self.assertIn(0x1234, struct.unpack_from("<H", _extra(new)))
 
     def test_tflite(self):

@@ -227,7 +227,7 @@ class ReadTest(parameterized.TestCase):
             flatbuffer.read(content)
 
     def test_fields_of_the_schema(self):
-        """What `verify` knows of the installed schema is what is unpacked."""
+        """`verify` knows the installed schema, which is unpacked."""
         tables = [name for name in vars(schema) if hasattr(schema, f"{name}Start")]
         self.assertGreater(len(tables), 150)
         for table in tables:

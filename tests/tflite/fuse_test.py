@@ -420,7 +420,7 @@ class ChainTest(parameterized.TestCase):
 
 class RefusalTest(parameterized.TestCase):
     def test_norm_without_its_weight(self):
-        """What is used before the weight is the output of a norm without weight."""
+        """A tensor used before the weight is the output of a norm without weight."""
         graph, y = norm_graph()
         normalized = graph.subgraph.operators[4].outputs[0]
         _, report = arn.fuse(graph.content(graph("ADD", y, normalized)))

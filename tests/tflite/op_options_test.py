@@ -45,7 +45,7 @@ def mutations(rng: random.Random, count: int):
                 del content[at : at + rng.randint(1, 8)]
             elif kind == 3:
                 content[at:at] = bytes(rng.randrange(12) for _ in range(3))
-            else:  # What says where everything is, at the end.
+            else:  # The offsets to everything else, at the end.
                 content[-rng.randint(1, min(3, len(content)))] = rng.randrange(48)
         yield bytes(content)
 

@@ -47,7 +47,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a case.
+    """The outcome of a case.
 
     Attributes:
       output: The output in the shape of the input, unless there was an error.
@@ -134,7 +134,7 @@ def run(folder: pathlib.Path, cases: list[Case]) -> list[Result]:
     """Runs the cases one after the other, each in a page of its own.
 
     Args:
-      folder: What `install` returned.
+      folder: The result of `install`.
       cases: The cases.
 
     Raises:

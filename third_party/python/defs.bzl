@@ -10,7 +10,7 @@ def environment_py_test(name, environment, src = None, args = [], data = [], **k
       environment: Name of the repository that `python_environment` makes.
       src: The test's file, default `name` + ".py".
       args: Arguments of the test.
-      data: What it needs at run time, Python libraries included.
+      data: Its run-time needs, Python libraries included.
       **kwargs: Other attributes of a test.
     """
     src = src or name + ".py"

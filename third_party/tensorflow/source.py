@@ -19,7 +19,7 @@ __all__ = [
 
 
 class MissingArchiveError(Exception):
-    """There is no archive, or it is another one; the message says why."""
+    """The archive is missing, or it is another one; the message says why."""
 
 
 def check_archive(archive: pathlib.Path, sha256: str) -> None:

@@ -21,13 +21,13 @@ from ai_edge_rms_norm.ops import fx_graph
 __all__ = ["DecomposedReport", "fuse_add", "fuse_decomposed"]
 
 _ATEN = torch.ops.aten
-# What export puts beside a cast; it computes nothing.
+# Export puts it beside a cast; it computes nothing.
 _ASSERTION = _ATEN._assert_tensor_metadata.default
 
 
 @dataclasses.dataclass(frozen=True)
 class DecomposedReport:
-    """What `fuse_decomposed` did.
+    """The result of `fuse_decomposed`.
 
     Attributes:
       fused: The number of norms that became one operator each.
@@ -161,7 +161,7 @@ def fuse_add(program: torch.export.ExportedProgram) -> int:
     a dtype or scale are left alone; of two norms of one sum, the first is joined.
 
     Args:
-      program: An exported program at ATen level, with our operators.
+      program: An exported program at ATen level, with the RMSNorm operators.
 
     Returns:
       The number of additions that were joined.

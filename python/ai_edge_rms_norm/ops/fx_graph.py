@@ -23,7 +23,7 @@ __all__ = ["FLOAT_DTYPES", "Graph", "constants", "find_norms", "value_of"]
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _ATEN = torch.ops.aten
-# What export puts beside a cast, or what reads a shape only; they compute nothing.
+# Export puts them beside a cast, or they read a shape only; they compute nothing.
 _SHAPE_READERS = (
     _ATEN._assert_tensor_metadata.default,
     _ATEN.sym_size.int,

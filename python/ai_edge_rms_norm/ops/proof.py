@@ -67,7 +67,7 @@ class Factor:
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What a forward was proven to compute.
+    """The function that a forward was proven to compute.
 
         x / sqrt(mean(x**2, dim=-1) + epsilon) * product(parameter + offset)
 
@@ -164,7 +164,7 @@ def device_of(module: torch.nn.Module) -> torch.device:
 def default_state(device: torch.device) -> Iterator[None]:
     """Undoes what the process may have set around a call: modes, autocast, device.
 
-    What a forward warns of is not for those who call `prove`.
+    Warnings of a forward are not for those who call `prove`.
     """
     with (
         warnings.catch_warnings(),
@@ -217,7 +217,7 @@ class _Graph(fx_graph.Graph):
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """What a forward is traced with.
+    """The inputs that a forward is traced with.
 
     Attributes:
       shape: That of x; None for a symbol, which takes longer.
@@ -239,7 +239,7 @@ class _Case:
 
 @dataclasses.dataclass(frozen=True)
 class _Norm:
-    """What one graph is."""
+    """The RMSNorm of one graph."""
 
     epsilon: float
     factors: tuple[Factor, ...]
@@ -348,7 +348,7 @@ class _Reader:
     """Reads a traced forward.
 
     Args:
-      graph_module: What `_trace` returned.
+      graph_module: The result of `_trace`.
       names: Those of the tensors after x.
     """
 

@@ -68,7 +68,7 @@ class SkippedModule:
 
 @dataclasses.dataclass(frozen=True)
 class ReplaceReport:
-    """What `replace_rms_norm` did; both lists in the order of `named_modules`."""
+    """The result of `replace_rms_norm`; both lists in the order of `named_modules`."""
 
     replaced: tuple[ReplacedModule, ...]
     skipped: tuple[SkippedModule, ...]
@@ -76,7 +76,7 @@ class ReplaceReport:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What the measurement runs a norm with.
+    """The inputs that the measurement runs a norm with.
 
     Attributes:
       x: The dtype of x.
@@ -286,7 +286,7 @@ def replace_rms_norm(model: torch.nn.Module) -> ReplaceReport:
       model: The model; modules inside of it are replaced.
 
     Returns:
-      What was replaced, and what is called an RMSNorm and was not, with the reason.
+      The replaced modules, and those called an RMSNorm that were not, with the reason.
 
     Raises:
       TypeError: `model` is not a torch.nn.Module.

@@ -203,7 +203,7 @@ def normalize(
 
     Args:
       x: As for `rms_norm`.
-      normalized_shape: What the last dimension of x must be, a sequence of one size.
+      normalized_shape: The required last dimension of x, a sequence of one size.
       weight: As for `rms_norm`.
       epsilon: As for `rms_norm`, validated.
       range_safe: As for `rms_norm`.
@@ -447,7 +447,7 @@ def _register(
 
         @staticmethod
         def forward(*inputs: Any) -> Any:
-            # What `torch.library.custom_op` does; there is no public way to call what
+            # As `torch.library.custom_op` does; there is no public way to call what
             # is registered below Autograd.
             with torch._C._AutoDispatchBelowAutograd():  # noqa: SLF001
                 return operator(*inputs)

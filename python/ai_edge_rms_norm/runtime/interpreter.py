@@ -1,4 +1,4 @@
-"""Runs .tflite models that contain our operators.
+"""Runs .tflite models that contain the RMSNorm operators.
 
 `Interpreter` is the LiteRT interpreter with the rms_norm kernels plugged in as an
 external delegate; every other operator runs as it does in the stock interpreter
@@ -29,13 +29,13 @@ _WHEELS = "Linux x86_64 and Linux aarch64"
 
 
 def delegate_path() -> str:
-    """Returns the path of the plugin, an external delegate for any TFLite runtime.
+    """Returns the path of the external delegate for any TFLite runtime.
 
     For example `tf.lite.experimental.load_delegate(delegate_path())`. It runs the
     operators in the encodings `custom` and `composite`.
 
     Raises:
-      FileNotFoundError: The package was built without the plugin.
+      FileNotFoundError: The package was built without the delegate.
     """
     if not _DELEGATE.is_file():
         raise FileNotFoundError(
@@ -115,13 +115,13 @@ class Interpreter(litert.Interpreter):  # type: ignore[misc]
       model_content: Bytes of a .tflite, instead of a path.
       experimental_delegates: Further delegates, applied after ours.
       num_threads: Threads for the kernels and for XNNPACK; default the runtime's.
-      fuse_decomposed: Whether RMSNorm that is written as primitive operators runs on
-        the fused kernels, too; `ai_edge_rms_norm.fuse` does the same to a file.
+      fuse_decomposed: Whether decomposed RMSNorm runs on the fused kernels,
+        too; `ai_edge_rms_norm.fuse` does the same to a file.
       **kwargs: Other arguments of `ai_edge_litert.interpreter.Interpreter`.
 
     Raises:
       ValueError: The model is damaged or calls a target that is not known.
-      FileNotFoundError: There is no file at model_path, or no plugin.
+      FileNotFoundError: There is no file at model_path, or no delegate.
     """
 
     def __init__(

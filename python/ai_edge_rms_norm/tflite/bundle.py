@@ -7,7 +7,7 @@
 A .tflite is a bundle of one model. A .litertlm (LiteRT-LM) has sections in blocks of 16
 KiB behind a header, which is read with the package litert-lm-builder. A .task
 (MediaPipe) is a ZIP archive whose entries are stored, so that they can be mapped; its
-entries may be .task files again. What a file is, its content says, not its name.
+entries may be .task files again. The content of a file says what it is, not its name.
 """
 
 import abc
@@ -299,7 +299,7 @@ class _Entry:
       info: Its name and attributes.
       content: Its bytes, decompressed.
       alignment: Of the bytes in the file, a power of two.
-      bundle: What is in it; None for anything but models.
+      bundle: Its content; None for anything but models.
     """
 
     info: zipfile.ZipInfo

@@ -283,7 +283,7 @@ class _NotRmsNormError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Inside:
-    """What a decomposition is, whichever operators refer to it."""
+    """The RMSNorm of a decomposition, whichever operators refer to it."""
 
     graph: Graph
     match: pattern.Match[int]
@@ -370,7 +370,7 @@ class Judge:
         self, graph: Graph, match: pattern.Match[int], x: int, weight: list[int]
     ) -> None:
         """Raises if the weight is another one, or an operator does something else."""
-        # What is the weight, or a constant, in another type or with dimensions of 1.
+        # The weight, or a constant, in another type or with dimensions of 1.
         prepared = set(weight)
         inside = set(match.ops)
         sources = {x}

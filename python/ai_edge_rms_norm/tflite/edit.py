@@ -189,7 +189,7 @@ def drop_subgraphs(model: schema.ModelT, dropped: set[int]) -> None:
     pending = [i for i in range(len(model.subgraphs)) if i not in dropped]
     pending += [int(s.subgraphIndex) for s in model.signatureDefs or ()]
     reached = set()
-    while pending:  # What is kept uses others.
+    while pending:  # Those that are kept use others.
         i = pending.pop()
         if i not in reached:
             reached.add(i)

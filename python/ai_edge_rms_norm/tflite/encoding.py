@@ -1,9 +1,9 @@
 """How the operators are encoded in a .tflite, and the translation between encodings.
 
 `stablehlo_custom_call`: builtin STABLEHLO_CUSTOM_CALL (173), epsilon as JSON in
-  backend_config. What the converter writes.
+  backend_config. The converter writes it.
 `custom`: builtin CUSTOM (32), the call target as custom_code, epsilon in a FlexBuffers
-  map. What runtimes hand to a delegate or a registered kernel.
+  map. Runtimes hand it to a delegate or a registered kernel.
 `composite`: builtin STABLEHLO_COMPOSITE (206) `odml.rms_norm` with a decomposition
   into plain operators, for compilers that know the name and runtimes that do not.
 `ml_drift`: builtin CUSTOM `custom_call.RmsNorm`, options as `custom`: one kernel on
@@ -118,7 +118,7 @@ def is_written(norm: RmsNormOp, encoding: Encoding) -> bool:
 def _decode(
     model: schema.ModelT, operator: schema.OperatorT
 ) -> tuple[Encoding, str, float] | None:
-    """Returns encoding, call target and epsilon of an operator of ours, else None."""
+    """Returns encoding, call target and epsilon of an RMSNorm operator, else None."""
     code = model.operatorCodes[operator.opcodeIndex]
     options = operator.builtinOptions2
     if code.builtinCode == _OP.CUSTOM:
@@ -215,7 +215,7 @@ class Survey:
 
     Attributes:
       norms: In the order of the file.
-      skipped: What is not an RMSNorm, and why.
+      skipped: Candidates that are not an RMSNorm, and why.
 
     Args:
       model: The object tree of a .tflite.
@@ -482,7 +482,7 @@ class _Writer:
         )
 
 
-# What may prepare the operands of a norm, and may have no other reader.
+# They may prepare the operands of a norm, and may have no other reader.
 _PREPARATIONS = (
     _OP.BROADCAST_TO,
     _OP.CAST,
@@ -686,7 +686,7 @@ def translate_model(
 def translate(
     content: bytes, encoding: Encoding | str, *, range_safe: bool = True
 ) -> bytes:
-    """Returns the model with every operator of ours in `encoding`.
+    """Returns the model with every RMSNorm operator in `encoding`.
 
     Everything else is kept: signatures, metadata, quantization, shared buffers.
 

@@ -2,9 +2,9 @@
 
 The object tree is that of `ai_edge_litert.schema_py_generated`. Weights stay views
 of the file they were read from, and are written straight from there: editing a model
-copies no weight. What lies
+copies no weight. Data that lie
 outside the flatbuffer in files above 2 GB (`Buffer.offset`,
-`Operator.large_custom_options_offset`) is supported.
+`Operator.large_custom_options_offset`) are supported.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def read(content: Content, name: str = "model") -> schema.ModelT:
 
     Args:
       content: The bytes of a .tflite.
-      name: What to call the model in errors.
+      name: The name of the model in errors.
 
     Raises:
       ValueError: `content` is not a .tflite or is damaged; the error says where.

@@ -49,11 +49,11 @@ class FusedNorm:
 
 @dataclasses.dataclass(frozen=True)
 class FusionReport:
-    """What `fuse` did.
+    """The result of `fuse`.
 
     Attributes:
       fused: The norms that became one operator each, in the order of the file.
-      skipped: What was left alone, and why.
+      skipped: The norms that were left alone, and why.
       operators_before: Number of operators in all subgraphs.
       operators_after: The same, of the result.
     """

@@ -95,7 +95,7 @@ class Graph:
         ]
         self._inputs = [_indices(operator.inputs) for operator in self.operators]
         self._outputs = [_indices(operator.outputs) for operator in self.operators]
-        # What two operators write.
+        # Tensors that two operators write.
         self._ambiguous: set[int] = set()
         self._needed = {int(i) for i in (*subgraph.outputs, *outputs)}
         self._users: dict[int, list[int]] = collections.defaultdict(list)
@@ -128,7 +128,7 @@ class Graph:
                 f" and its output {self.output(op)}"
             )
 
-    # What the editing of a subgraph needs.
+    # For the editing of a subgraph.
 
     def builtin(self, op: int) -> int:
         return self._builtins[op]
@@ -276,7 +276,7 @@ class Graph:
             or self._tensors[tensor].sparsity is not None
         ):
             return False
-        # What is computed cannot be given another rank, but a constant can.
+        # A computed tensor cannot be given another rank, but a constant can.
         return not leading or self.can_be_flattened(tensor)
 
     def can_be_flattened(self, tensor: int) -> bool:
