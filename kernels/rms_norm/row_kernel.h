@@ -360,7 +360,7 @@ class RowKernel {
     // a time and interleaving pay as long as the rows in work, their output and
     // the weight stay in a 32 KiB first-level cache, with room for what is
     // prefetched; leading while the matrices stay in a second-level cache of
-    // 512 KiB or more. All measured, see docs/benchmarks.md.
+    // 512 KiB or more. All measured, see docs/notes/kernel_limits.md.
     constexpr std::size_t kSources = kAddResidual ? 3 : 1;
     constexpr std::size_t kRows = kAddResidual ? 6 : 4;
     const std::size_t row_bytes = n * sizeof(T);

@@ -62,7 +62,7 @@ std::size_t ChooseMinStreamedBytes(const char* wanted,
   }
   // A quarter: with a consumer that reads y afterwards and other data in
   // between, streaming gains from 8 MiB on with 32 MiB of cache and from 128
-  // MiB on with 480 (docs/benchmarks.md).
+  // MiB on with 480 (docs/notes/kernel_limits.md).
   constexpr std::size_t kUnknown = std::size_t{64} << 20;
   return cache_bytes != 0 ? cache_bytes / 4 : kUnknown;
 }

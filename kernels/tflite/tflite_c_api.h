@@ -172,7 +172,8 @@ struct TfLiteContext {
   void* RequestScratchBufferInArena;
   void* GetScratchBuffer;
   void* ResizeTensorExplicit;
-  // The partitions that the runtime would make of nodes_to_replace. It keeps the array.
+  // The partitions that the runtime would make of nodes_to_replace. It keeps
+  // the array.
   TfLiteStatus (*PreviewDelegatePartitioning)(
       TfLiteContext* context, const TfLiteIntArray* nodes_to_replace,
       TfLiteDelegateParams** partition_params_array, int* num_partitions);

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ai_edge_rms_norm import post_import
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from ai_edge_rms_norm import backends as backends
