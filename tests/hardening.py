@@ -46,9 +46,11 @@ def _functions(elf: elffile.ELFFile) -> Iterator[str]:
     for symbol in elf.get_section_by_name(".dynsym").iter_symbols():
         if symbol["st_shndx"] == "SHN_UNDEF":
             undefined.add(symbol.name)
-        elif symbol["st_info"]["type"] == "STT_FUNC":
-            if _read(elf, symbol["st_value"], 4) not in pads:
-                yield f"{symbol.name} without a landing pad"
+        elif (
+            symbol["st_info"]["type"] == "STT_FUNC"
+            and _read(elf, symbol["st_value"], 4) not in pads
+        ):
+            yield f"{symbol.name} without a landing pad"
     if "__stack_chk_fail" not in undefined:
         yield "no stack protector"
 

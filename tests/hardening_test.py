@@ -62,9 +62,7 @@ class HardeningTest(absltest.TestCase):
         table = self.elf.get_section_by_name(".dynsym")
         (symbol,) = table.get_symbol_by_name("tflite_plugin_create_delegate")
         (offset,) = self.elf.address_offsets(symbol["st_value"], 4)
-        self._check_damaged(
-            f"{symbol.name} without a landing pad", (offset, bytes(4))
-        )
+        self._check_damaged(f"{symbol.name} without a landing pad", (offset, bytes(4)))
 
     def test_stack_protector(self):
         offset = self.content.index(b"\0__stack_chk_fail\0") + 1
