@@ -1,4 +1,4 @@
-"""Checks what a wheel's platform tag promises, read from its shared libraries.
+"""Checks what a wheel's platform tag promises, and protections, from its libraries.
 
 The tag comes from auditwheel when the wheel is built; this looks with pyelftools only.
 """
@@ -11,6 +11,8 @@ import zipfile
 from collections.abc import Iterator
 
 from elftools.elf import dynamic, elffile, gnuversions
+
+from tests import hardening
 
 _MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 # The glibc and GCC run-time libraries that every manylinux platform has (PEP 600).
@@ -70,4 +72,5 @@ def problems(wheel: pathlib.Path, machine: str) -> list[str]:
         if elf["e_machine"] != _MACHINES[machine]:
             found.append(f"{name} is for {elf['e_machine']}")
         found += [f"{name} needs {needed}" for needed in _strays(elf, glibc)]
+        found += [f"{name} has {problem}" for problem in hardening.problems(content)]
     return found

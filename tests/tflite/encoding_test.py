@@ -22,6 +22,7 @@ from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 from ai_edge_rms_norm.tflite import edit, encoding, flatbuffer, op_options
 from testing.tflite_builder import Builder
 from tests import pattern_cases
+from tests.tflite import corpus
 
 _OP = schema.BuiltinOperator
 
@@ -342,16 +343,6 @@ class TranslationTest(parameterized.TestCase):
             encoding.translate(flatbuffer.to_bytes(model), "stablehlo_custom_call")
 
 
-def decomposition(b, shape, axes=-1, dtype=np.float32):
-    """Appends a subgraph that is a norm of x of that shape; returns its index."""
-    with b.branch(b"decomposition") as index:
-        x, weight = b.input(shape, dtype), b.input((16,))
-        mean = b.reduce("MEAN", b("MUL", x, x), axes)
-        inverse = b("RSQRT", b("ADD", mean, b.constant(1e-3)))
-        b.subgraph.outputs = [b("MUL", b("MUL", x, inverse), weight)]
-    return index
-
-
 class CompositeTest(parameterized.TestCase):
     """Composites that are not the RMSNorm of their operands."""
 
@@ -361,51 +352,28 @@ class CompositeTest(parameterized.TestCase):
         self.assertRegex(report.skipped[0].reason, reason)
         self.assertEmpty(model.rms_norm_ops())
 
-    def _builder(self, shape, weight_shape=(16,), **kwargs):
+    def _builder(self, shape, **kwargs):
         b = Builder()
         x = b.input(shape, **kwargs)
-        weight = b.tensor(weight_shape, data=np.ones(weight_shape))
+        weight = b.constant(np.ones(16))
         y = b.tensor(shape, **kwargs)
         b.subgraph.outputs = [y]
         return b, [x, weight], [y]
 
-    def test_another_rank(self):
-        """Axis 2 is not the last one outside."""
-        b, inputs, outputs = self._builder((1, 2, 3, 16))
-        b.composite(inputs, outputs, decomposition(b, (2, 3, 16)), 1e-3)
-        self._check(b, r"input 0 is float32 \[1, 2, 3, 16\], that of its decomposition")
-
-    def test_axes_that_a_placeholder_hides(self):
-        b, inputs, outputs = self._builder((1, 16), signature=[-1, 16])
-        index = decomposition(b, (1, 16), axes=(0, 1))
-        b.composite(inputs, outputs, index, 1e-3)
-        self._check(b, "over the axes")
-
     def test_another_shape_signature(self):
         b, inputs, outputs = self._builder((1, 16), signature=[-1, 16])
-        b.composite(inputs, outputs, decomposition(b, (1, 16)), 1e-3)
+        b.composite(inputs, outputs, corpus.decomposition(b, (1, 16)), 1e-3)
         self._check(b, r"input 0 is float32 \[-1, 16\]")
-
-    @parameterized.parameters(np.int32, np.float16)
-    def test_another_type(self, dtype):
-        b, inputs, outputs = self._builder((2, 16), dtype=dtype)
-        b.composite(inputs, outputs, decomposition(b, (2, 16)), 1e-3)
-        self._check(b, f"input 0 is {np.dtype(dtype)}")
-
-    def test_weight_of_another_shape(self):
-        b, inputs, outputs = self._builder((2, 16), weight_shape=())
-        b.composite(inputs, outputs, decomposition(b, (2, 16)), 1e-3)
-        self._check(b, r"input 1 is float32 \[\]")
 
     def test_another_epsilon(self):
         b, inputs, outputs = self._builder((2, 16))
-        b.composite(inputs, outputs, decomposition(b, (2, 16)), 1.00001e-3)
+        b.composite(inputs, outputs, corpus.decomposition(b, (2, 16)), 1.00001e-3)
         self._check(b, "its epsilon is 0.001")
 
     def test_another_weight(self):
         """The inside multiplies by a constant of its own."""
         b, inputs, outputs = self._builder((2, 16))
-        index = decomposition(b, (2, 16))
+        index = corpus.decomposition(b, (2, 16))
         inside = b.model.subgraphs[index]
         inside.inputs = inside.inputs[:1]
         data = np.frombuffer(np.full(16, 2, np.float32).tobytes(), np.uint8)
@@ -415,7 +383,7 @@ class CompositeTest(parameterized.TestCase):
 
     def test_weight_of_ones_inside(self):
         b, inputs, outputs = self._builder((2, 16))
-        index = decomposition(b, (2, 16))
+        index = corpus.decomposition(b, (2, 16))
         inside = b.model.subgraphs[index]
         inside.inputs = inside.inputs[:1]
         data = np.frombuffer(np.ones(16, np.float32).tobytes(), np.uint8)
@@ -428,8 +396,8 @@ class CompositeTest(parameterized.TestCase):
     def test_itself(self, directly):
         """To run such a decomposition would never end."""
         b, inputs, outputs = self._builder((2, 16))
-        index = decomposition(b, (2, 16))
-        other = decomposition(b, (2, 16))
+        index = corpus.decomposition(b, (2, 16))
+        other = corpus.decomposition(b, (2, 16))
         b.composite(inputs, outputs, index, 1e-3)
         reference = b.subgraph.operators[-1]
         for subgraph, target in ((index, index if directly else other), (other, index)):
@@ -459,7 +427,7 @@ class CompositeTest(parameterized.TestCase):
     def test_unknown_attribute(self):
         """To ignore it could change the result."""
         b, inputs, outputs = self._builder((2, 16))
-        b.composite(inputs, outputs, decomposition(b, (2, 16)), 1e-3)
+        b.composite(inputs, outputs, corpus.decomposition(b, (2, 16)), 1e-3)
         options = b.subgraph.operators[-1].builtinOptions2
         attributes = flexbuffers.Dumps({"epsilon": 1e-3, "axis": 1})
         options.compositeAttributes = np.frombuffer(attributes, np.uint8)
@@ -467,7 +435,7 @@ class CompositeTest(parameterized.TestCase):
 
     def test_more_inside(self):
         b, inputs, outputs = self._builder((2, 16))
-        index = decomposition(b, (2, 16))
+        index = corpus.decomposition(b, (2, 16))
         b.composite(inputs, outputs, index, 1e-3)
         main, b.subgraph = b.subgraph, b.model.subgraphs[index]
         b.subgraph.outputs = [b("ABS", b.subgraph.outputs[0])]
@@ -476,7 +444,7 @@ class CompositeTest(parameterized.TestCase):
 
     def test_unknown_operands(self):
         b, inputs, outputs = self._builder((2, 16))
-        b.composite([inputs[0], -1], outputs, decomposition(b, (2, 16)), 1e-3)
+        b.composite([inputs[0], -1], outputs, corpus.decomposition(b, (2, 16)), 1e-3)
         self._check(b, "inputs")
 
 
@@ -532,8 +500,25 @@ class FileTest(parameterized.TestCase):
             arn.translate(content, "custom")
         path = os.path.join(self.create_tempdir().full_path, "damaged.tflite")
         pathlib.Path(path).write_bytes(content)
-        with self.assertRaisesRegex(ValueError, "damaged.tflite"):
-            arn.Interpreter(model_path=path)
+        for name in (path, os.fsencode(path)):
+            with self.assertRaisesRegex(ValueError, "^/.*damaged.tflite is "):
+                arn.Interpreter(model_path=name)
+
+    def test_paths_of_bytes(self):
+        """On Linux a name may be any bytes, UTF-8 or not."""
+        folder = os.fsencode(self.create_tempdir().full_path)
+        path = os.path.join(folder, b"\xff.tflite")
+        arn.Model(norm()).export(path)
+        self.assertEqual(bytes(arn.Model.load(path)), norm())
+        interpreter = arn.Interpreter(model_path=path)
+        self.assertIn("serving_default", interpreter.get_signature_list())
+        # Without custom calls the runtime opens the file itself.
+        arn.Model(arn.translate(norm(), "custom")).export(path)
+        interpreter = arn.Interpreter(model_path=path)
+        self.assertIn("serving_default", interpreter.get_signature_list())
+        pathlib.Path(os.fsdecode(path)).write_bytes(b"no model")
+        with self.assertRaisesRegex(ValueError, ".tflite is not a .tflite"):
+            arn.Model.load(path)
 
     def test_truncated_files_are_errors(self):
         content = bytes(dynamic())

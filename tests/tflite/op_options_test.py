@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from flatbuffers import flexbuffers
 
 from ai_edge_rms_norm.tflite import op_options
+from tests.tflite import corpus
 
 _READER = flags.DEFINE_string(
     "options_reader", None, "//fuzz:rms_norm_options_reader; not compared without it"
@@ -30,7 +31,7 @@ def mutations(rng: random.Random, count: int):
         flexbuffers.Dumps({}),
         *CORPUS.values(),
     ]
-    yield from (*seeds, shared_vectors())
+    yield from (*seeds, corpus.shared_vectors())
     for _ in range(count):
         content = bytearray(rng.choice(seeds))
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
@@ -48,25 +49,6 @@ def mutations(rng: random.Random, count: int):
             else:  # The offsets to everything else, at the end.
                 content[-rng.randint(1, min(3, len(content)))] = rng.randrange(48)
         yield bytes(content)
-
-
-def shared_vectors() -> bytes:
-    """{"epsilon": 1, "nested": ...}: 16^8 leaves, which unpacking would visit."""
-    content = bytearray(b"epsilon\0nested\0" + bytes([2, 16, 9]))
-    keys = 16
-    content += bytes([16])
-    start, kind = len(content), flexbuffers.Type.VECTOR_INT
-    content += bytes([1] * 16)
-    for _ in range(8):
-        content += bytes([16])
-        first = len(content)
-        content += bytes(first + i - start for i in range(16)) + bytes([kind << 2] * 16)
-        start, kind = first, flexbuffers.Type.VECTOR
-    # Two bytes each: where the keys are, their width, the number of values, values.
-    content += struct.pack("<HHHH", len(content) - keys, 1, 2, 1)
-    content += struct.pack("<H", len(content) - start)
-    content += bytes([flexbuffers.Type.INT << 2 | 1, kind << 2])
-    return bytes(content + bytes([6, flexbuffers.Type.MAP << 2 | 1, 1]))
 
 
 def indirect(kind: int, value: bytes) -> bytes:
@@ -121,7 +103,7 @@ class CustomOptionsTest(parameterized.TestCase):
 
     def test_shared_vectors_are_not_unpacked(self):
         with self.assertRaisesRegex(ValueError, "unknown key 'nested'"):
-            op_options.decode_custom_options(shared_vectors())
+            op_options.decode_custom_options(corpus.shared_vectors())
 
     def test_same_as_the_delegate(self):
         """Neither side accepts what the other refuses, nor reads another epsilon."""

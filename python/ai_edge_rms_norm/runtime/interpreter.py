@@ -103,6 +103,14 @@ def _resolve_custom_calls(content: verify.Content, name: str) -> bytes | None:
     return flatbuffer.to_bytes(model)
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Interpreter(litert.Interpreter):  # type: ignore[misc]
     """A LiteRT interpreter that runs `ai_edge_torch.rms_norm` and `add_rms_norm`.
 
@@ -126,7 +134,7 @@ class Interpreter(litert.Interpreter):  # type: ignore[misc]
 
     def __init__(
         self,
-        model_path: str | os.PathLike[str] | None = None,
+        model_path: str | bytes | os.PathLike[str] | None = None,
         model_content: bytes | None = None,
         experimental_delegates: list[Any] | None = None,
         num_threads: int | None = None,
@@ -142,10 +150,13 @@ class Interpreter(litert.Interpreter):  # type: ignore[misc]
             fuse_decomposed = kwargs.pop("fuse_primitives")
         if (model_path is None) == (model_content is None):
             raise ValueError("expected exactly one of model_path and model_content")
-        name = "model_content" if model_path is None else os.fspath(model_path)
+        name = "model_content" if model_path is None else os.fsdecode(model_path)
         if model_path is not None:
-            model_path = name
-            resolved = _resolve_custom_calls(files.read_file(name), name)
+            model_path, content = name, files.read_file(name)
+            resolved = _resolve_custom_calls(content, name)
+            if resolved is None and not _is_utf8(name):
+                # The runtime cannot open a file whose name is not UTF-8.
+                resolved = bytes(content)
         else:
             resolved = _resolve_custom_calls(model_content, name)
         if resolved is not None:

@@ -36,7 +36,7 @@ class Model:
         return {"_content": self._content, "_interpreter": None}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Model":
+    def load(cls, path: str | bytes | os.PathLike[str]) -> "Model":
         """Reads a .tflite.
 
         Raises:
@@ -44,7 +44,9 @@ class Model:
           ValueError: It is not a .tflite.
         """
         with open(path, "rb") as file:
-            return cls(file.read())
+            content = file.read()
+        flatbuffer.check_header(content, os.fsdecode(path))
+        return cls(content)
 
     def model_content(self) -> bytes:
         """Returns the bytes of the .tflite."""
@@ -53,7 +55,7 @@ class Model:
     def __bytes__(self) -> bytes:
         return self._content
 
-    def export(self, path: str | os.PathLike[str]) -> None:
+    def export(self, path: str | bytes | os.PathLike[str]) -> None:
         """Writes the .tflite, completely or not at all.
 
         Raises:

@@ -173,6 +173,44 @@ def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
         )
 
 
+def _may_be_equal(shape: list[int], expected: list[int]) -> bool:
+    """Whether two shapes are equal for some sizes of the dynamic dimensions, -1."""
+    return len(shape) == len(expected) and all(
+        a == b or -1 in (a, b) for a, b in zip(shape, expected, strict=True)
+    )
+
+
+def _why_refused(tensors: list[schema.TensorT], norm: RmsNormOp) -> str | None:
+    """Returns why the kernels refuse the operands of an operator; None if they do not.
+
+    The rules are those of kernels/tflite/rms_norm_node.cc. Plain operators would
+    broadcast or convert such an operand, or leave a file that no runtime takes.
+    """
+    x, weight = tensors[norm.inputs[0]], _weight(norm)
+    terms = _NUM_OUTPUTS[norm.call_target]
+    for i in (*norm.inputs[1:terms], *norm.outputs):
+        if tensors[i].type != x.type:
+            return f"{_operand(tensors[i])}, x is {type_name(x.type)}"
+    for i in norm.inputs[1:terms]:
+        if not _may_be_equal(shape_of(tensors[i]), shape_of(x)):
+            return f"{_operand(tensors[i])}, x has the shape {shape_of(x)}"
+    if weight is None:
+        return None
+    expected = shape_of(x)[-1:]
+    is_type = tensors[weight].type in (x.type, schema.TensorType.FLOAT32)
+    if is_type and _may_be_equal(shape_of(tensors[weight]), expected):
+        return None
+    return (
+        f"weight, {_operand(tensors[weight])}, must be float32 or"
+        f" {type_name(x.type)} of shape {expected}"
+    )
+
+
+def _operand(tensor: schema.TensorT) -> str:
+    name, shape = edit.text(tensor.name), shape_of(tensor)
+    return f"{name!r}, {type_name(tensor.type)} of shape {shape}"
+
+
 def why_not(model: schema.ModelT, norm: RmsNormOp, encoding: Encoding) -> str | None:
     """Returns why a norm cannot be written in an encoding; None if it can."""
     if encoding in _ONE_OPERATOR:
@@ -185,6 +223,8 @@ def why_not(model: schema.ModelT, norm: RmsNormOp, encoding: Encoding) -> str | 
     for name, tensor in operands.items():
         if tensor.type not in composite.ONE:
             return f"{name}, {edit.text(tensor.name)!r}, is {type_name(tensor.type)}"
+    if norm.encoding in _ONE_OPERATOR and (reason := _why_refused(tensors, norm)):
+        return reason
     if encoding != Encoding.ML_DRIFT:
         return None
     if len(x.shape) not in _ML_DRIFT_RANKS:
