@@ -586,7 +586,7 @@ bool Matcher::FindX(const Meaning& m, int y, Candidate* candidate) const {
           !tensor.is_variable && tensor.sparsity == nullptr &&
           !graph_.IsStored(x)) {
         candidate->match.x = x;
-        candidate->nodes = casts;
+        candidate->nodes = std::move(casts);
         return true;
       }
       casts.insert(graph_.producer(x));

@@ -35,19 +35,26 @@ _HEADERS = (
 
 
 @functools.cache
-def _headers(package: str, folder: str, header: str) -> pathlib.Path | None:
-    """Returns the installed headers, else those in Debian's package, unpacked."""
+def _headers(package: str, folder: str, header: str) -> pathlib.Path:
+    """Returns the installed headers, else those in Debian's package, unpacked.
+
+    Raises:
+        SkipTest: Neither is to be had; says why.
+    """
     if (pathlib.Path("/", folder) / header).exists():
         return pathlib.Path("/", folder)
+    missing = f"the headers of {package} are not installed"
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        return None
+        raise absltest.SkipTest(f"{missing}, and this is not Debian")
     unpacked = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("TEST_TMPDIR")))
     download = subprocess.run(
-        ["apt-get", "download", package], cwd=unpacked, capture_output=True
+        ["apt-get", "download", package], cwd=unpacked, capture_output=True, text=True
     )
     packages = list(unpacked.glob("*.deb"))
     if download.returncode or not packages:
-        return None
+        # On one line, as the reports of the tests have it.
+        error = " ".join(download.stderr.split())
+        raise absltest.SkipTest(f"{missing}, and apt-get download: {error}")
     subprocess.run(["dpkg", "-x", packages[0], unpacked], check=True)
     return unpacked / folder
 
@@ -65,8 +72,6 @@ class PatchedExporterTest(absltest.TestCase):
         ]
         for package, folder, header in _HEADERS:
             headers = _headers(package, folder, header)
-            if headers is None:
-                self.skipTest(f"the headers of {package} are not installed")
             # The compiler finds these by itself, and no longer if they are named.
             if headers != pathlib.Path("/usr/include"):
                 self._include.append(headers)
