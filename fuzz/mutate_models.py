@@ -5,18 +5,21 @@
 Each mutant, of a changed field or of changed bytes, is translated and fused, and the
 results run with the delegate; if the stock interpreter runs the mutant itself, the
 numbers must be the same. All of that happens in child processes with limits of time
-and memory. Anything but a result or a ValueError (of the runtime also RuntimeError) is
-a failure; a crash that the stock interpreter has, too, is counted apart. The mutants
-follow from the seed alone. Ends with a line of figures and, on failures, status 1.
+and memory; one that dies is replaced, and the step repeated. Anything but a result or
+a ValueError (of the runtime also RuntimeError) is a failure; a crash that the stock
+interpreter has, too, is counted apart. The mutants follow from the seed alone. Ends
+with a line of figures and, on failures, status 1.
 """
 
 import argparse
 import collections
+import itertools
 import multiprocessing
 import pathlib
 import random
 import resource
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
@@ -29,8 +32,10 @@ import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.tflite import flatbuffer
 from testing.tflite_builder import Builder
 
-_SECONDS, _BYTES = 20, 6 << 30
-_SIZE, _EPSILON = 16, 1e-3
+# Limits of a step; steps of one child.
+_SECONDS, _BYTES, _STEPS = 20, 6 << 30, 500
+# An epsilon that is seen in the numbers if it is lost.
+_SIZE, _EPSILON = 16, 0.75
 _Arrays = list[np.ndarray]
 
 
@@ -133,33 +138,71 @@ def _stock(content: bytes) -> _Arrays:
     return _run(litert.Interpreter(model_content=content, num_threads=1))
 
 
-def _child(pipe: connection.Connection, step: Callable, content: bytes) -> None:
+def _answer(pipe: connection.Connection) -> None:
+    """Runs in a child: answers (step, content) until the pipe is closed."""
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-    try:
-        pipe.send(("result", step(content)))
-    except (ValueError, RuntimeError) as error:
-        pipe.send(("refused", str(error)))
-    except BaseException as error:
-        pipe.send(("traceback", repr(error)))
+    while True:
+        try:
+            step, content = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(("result", step(content)))
+        except (ValueError, RuntimeError) as error:
+            pipe.send(("refused", str(error)))
+        except BaseException as error:
+            pipe.send(("traceback", repr(error)))
 
 
-def _limited(step: Callable, content: bytes) -> tuple[str, Any]:
-    """Returns what a step came to: result, refused, traceback, hang or crash."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, step, content))
-    child.start()
-    sender.close()
-    try:
-        if not receiver.poll(_SECONDS):
-            return "hang", f"more than {_SECONDS} s"
-        return receiver.recv()
-    except EOFError:
-        child.join()
-        return "crash", f"exit status {child.exitcode}"
-    finally:
-        child.kill()
-        child.join()
+class _Child:
+    """A process that runs steps, replaced when it dies and now and then."""
+
+    def __init__(self) -> None:
+        self._pipe: connection.Connection | None = None
+        self._process: Any = None
+        self._answered = 0
+
+    def close(self) -> None:
+        if self._pipe:
+            self._pipe.close()
+            self._process.kill()
+            self._process.join()
+            self._pipe = None
+
+    def _ask(self, step: Callable, content: bytes) -> tuple[str, Any]:
+        if self._pipe is None:
+            context = multiprocessing.get_context("fork")
+            self._pipe, other = context.Pipe()
+            self._process = context.Process(target=_answer, args=(other,), daemon=True)
+            self._process.start()
+            other.close()
+            self._answered = 0
+        self._answered += 1
+        try:
+            self._pipe.send((step, content))
+            if not self._pipe.poll(_SECONDS):
+                return "hang", f"more than {_SECONDS} s"
+            return self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join()
+            return "crash", f"exit status {self._process.exitcode}"
+
+    def run(self, step: Callable, content: bytes) -> tuple[str, Any]:
+        """Returns what a step came to: result, refused, traceback, hang or crash.
+
+        The last three are the answer of a new child, since in one that ran other
+        mutants they might be due to what those left behind.
+        """
+        used = self._answered > 0
+        kind, value = self._ask(step, content)
+        if kind in ("traceback", "hang", "crash"):
+            self.close()
+            if used:
+                kind, value = self._ask(step, content)
+                self.close()
+        elif self._answered >= _STEPS:
+            self.close()
+        return kind, value
 
 
 def _differ(a: _Arrays, b: _Arrays) -> bool:
@@ -177,16 +220,16 @@ def _differ(a: _Arrays, b: _Arrays) -> bool:
     return False
 
 
-def examine(content: bytes) -> tuple[str, str]:
+def examine(child: _Child, content: bytes) -> tuple[str, str]:
     """Returns the outcome of a mutant, and what is wrong with it."""
-    kind, rewritten = _limited(_rewritten, content)
+    kind, rewritten = child.run(_rewritten, content)
     if kind != "result":
         return kind, f"translate or fuse: {rewritten}"
     if not rewritten:
         return "refused", ""
-    stock_kind, expected = _limited(_stock, content)
+    stock_kind, expected = child.run(_stock, content)
     for model in [content, *rewritten]:
-        kind, actual = _limited(_ours, model)
+        kind, actual = child.run(_ours, model)
         if kind in ("crash", "hang") and stock_kind == kind:
             return "stock fails, too", ""
         if kind in ("crash", "hang", "traceback"):
@@ -204,16 +247,27 @@ _FAILURES = ("crash", "hang", "traceback", "different", "lost")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--executions", type=int, default=2000)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--executions", type=int, default=2000)
+    length.add_argument("--seconds", type=float, help="instead of a number of them")
     parser.add_argument("--first", type=int, default=0, help="index of the first one")
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--keep", type=pathlib.Path, help="folder for what fails")
     args = parser.parse_args()
-    seeds = _seeds()
+    seeds, child = _seeds(), _Child()
     outcomes: collections.Counter[str] = collections.Counter()
-    for index in range(args.first, args.first + args.executions):
+    start = time.monotonic()
+    for index in itertools.count(args.first):
+        elapsed = time.monotonic() - start
+        done = index - args.first
+        if (
+            (done >= args.executions)
+            if args.seconds is None
+            else (elapsed > args.seconds)
+        ):
+            break
         content = mutant(seeds, args.seed, index)
-        outcome, message = examine(content)
+        outcome, message = examine(child, content)
         outcomes[outcome] += 1
         if outcome in _FAILURES:
             print(f"mutant {index}: {outcome}: {message}"[:600], flush=True)
@@ -221,9 +275,12 @@ def main() -> int:
                 (args.keep / f"{outcome}-{args.seed}-{index}.tflite").write_bytes(
                     content
                 )
+    child.close()
     failures = sum(outcomes[kind] for kind in _FAILURES)
     figures = ", ".join(f"{n} {kind}" for kind, n in sorted(outcomes.items()))
-    print(f"models: {args.executions} executions, {failures} failures ({figures})")
+    print(
+        f"models: {done} executions, {failures} failures, {elapsed:.0f} s ({figures})"
+    )
     return int(failures > 0)
 
 

@@ -17,6 +17,12 @@ _AVX512_COPTS = [
     "-Wno-maybe-uninitialized",
 ]
 
+# With sanitizers, -O3 takes minutes for each variant.
+_OPTIMIZATION = select({
+    "//kernels:sanitized": ["-O1"],
+    "//conditions:default": ["-O3"],
+})
+
 _X86_64 = "@platforms//cpu:x86_64"
 _AARCH64 = "@platforms//cpu:aarch64"
 
@@ -64,7 +70,7 @@ def rms_norm_variants(name, deps):
             # Optimized in every compilation mode, since unoptimized
             # intrinsics are slower than scalar code. Products and sums are
             # fused where the source says so and nowhere else.
-            copts = COPTS + variant.copts + ["-O3", "-ffp-contract=off"],
+            copts = COPTS + variant.copts + _OPTIMIZATION + ["-ffp-contract=off"],
             target_compatible_with = [variant.cpu] if variant.cpu else [],
             deps = deps,
         )
