@@ -24,13 +24,16 @@
 // row to 1e4, so that each is summed in float64. The kernel variant is chosen
 // by AI_EDGE_RMS_NORM_VARIANT as everywhere else.
 #include <algorithm>
+#include <charconv>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "kernels/rms_norm/element_types.h"
@@ -71,13 +74,29 @@ constexpr Shape kShapes[] = {
   std::exit(2);
 }
 
+// Whether the text is a positive number that fits, and nothing else.
+template <typename T>
+bool ParsePositive(const char* begin, const char* end, T* value) {
+  const auto [stop, error] = std::from_chars(begin, end, *value);
+  return error == std::errc() && stop == end && *value > 0;
+}
+
+// Whether the text is ROWSxHIDDEN_SIZE.
+bool ParseShape(const std::string& text, Shape* shape) {
+  const std::size_t x = text.find('x');
+  if (x == std::string::npos) return false;
+  const char* begin = text.data();
+  const char* end = begin + text.size();
+  return ParsePositive(begin, begin + x, &shape->rows) &&
+         ParsePositive(begin + x + 1, end, &shape->hidden_size);
+}
+
 // Whether argument is the name and a number, which has to be positive.
 bool ParseNumber(const std::string& argument, const std::string& name,
                  int* value) {
   if (argument.compare(0, name.size(), name) != 0) return false;
-  char rest;
-  if (std::sscanf(argument.c_str() + name.size(), "%d%c", value, &rest) != 1 ||
-      *value < 1) {
+  const char* begin = argument.data();
+  if (!ParsePositive(begin + name.size(), begin + argument.size(), value)) {
     Usage(argument.c_str());
   }
   return true;
@@ -88,7 +107,6 @@ Options Parse(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     Shape shape;
-    char rest;
     if (argument == "--op=rms_norm") {
       options.add = false;
     } else if (argument == "--op=add_rms_norm") {
@@ -106,9 +124,7 @@ Options Parse(int argc, char** argv) {
     } else if (ParseNumber(argument, "--threads=", &options.threads) ||
                ParseNumber(argument, "--rounds=", &options.rounds) ||
                ParseNumber(argument, "--between=", &options.between)) {
-    } else if (std::sscanf(argv[i], "%zux%zu%c", &shape.rows,
-                           &shape.hidden_size, &rest) == 2 &&
-               shape.rows > 0 && shape.hidden_size > 0) {
+    } else if (ParseShape(argument, &shape)) {
       options.shapes.push_back(shape);
     } else {
       Usage(argv[i]);
@@ -121,9 +137,10 @@ Options Parse(int argc, char** argv) {
 }
 
 double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2,
-                   values.end());
-  return values[values.size() / 2];
+  const auto middle =
+      values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
 }
 
 // Seconds per call of f, called n times.
@@ -282,7 +299,8 @@ void Measure(const Options& options, Shape shape,
   const int rounds =
       options.rounds > 0
           ? options.rounds
-          : std::max(15, static_cast<int>(0.2 / (estimate * calls)));
+          : std::max(15, static_cast<int>(
+                             0.2 / (estimate * static_cast<double>(calls))));
   const bool has_floor = !options.add && ai_edge_rms_norm::HasFloor();
   std::vector<double> kernel_times, copy_times, floor_times, ratios,
       floor_ratios;

@@ -743,7 +743,7 @@ TEST(StreamingTest, StartsAtAQuarterOfTheCacheOrWhereAsked) {
   EXPECT_EQ(ChooseMinStreamedBytes(nullptr, 0), 64 * mib);
   EXPECT_EQ(ChooseMinStreamedBytes("0", 32 * mib), 0u);
   EXPECT_EQ(ChooseMinStreamedBytes("123456", 32 * mib), 123456u);
-  for (const char* wrong : {"8MiB", "-1", "many"}) {
+  for (const char* wrong : {"8MiB", "-1", "many", "99999999999999999999"}) {
     testing::internal::CaptureStderr();
     EXPECT_EQ(ChooseMinStreamedBytes(wrong, 32 * mib), 8 * mib);
     EXPECT_EQ(testing::internal::GetCapturedStderr(),

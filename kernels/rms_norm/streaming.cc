@@ -1,7 +1,10 @@
 #include "kernels/rms_norm/streaming.h"
 
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <system_error>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -32,11 +35,11 @@ std::size_t LastCacheOfLeaf(unsigned leaf) {
 }
 #endif
 
-// A number of bytes and nothing else.
+// A number of bytes that fits, and nothing else.
 bool ParseBytes(const char* text, std::size_t* bytes) {
-  char rest;
-  return *text >= '0' && *text <= '9' &&
-         std::sscanf(text, "%zu%c", bytes, &rest) == 1;
+  const char* end = text + std::strlen(text);
+  const auto [stop, error] = std::from_chars(text, end, *bytes);
+  return error == std::errc() && stop == end;
 }
 
 }  // namespace
