@@ -1,7 +1,6 @@
 """The commands inspect, fuse and translate, and what all commands have in common."""
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -13,30 +12,10 @@ import zipfile
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm.cli import main as cli
-from tests.pattern_cases import SIZE, norm_graph
-
-
-def run(*arguments) -> tuple[int, str, str]:
-    """Runs the command line in this process; returns its exit code and output."""
-    output, errors = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        # What is shown goes to the original descriptor of stderr.
-        descriptor, (reader, writer) = os.dup(2), os.pipe()
-        os.dup2(writer, 2)
-        try:
-            cli.main(list(map(str, arguments)))
-            raise AssertionError("it must exit")
-        except SystemExit as error:
-            code = error.code
-        finally:
-            os.dup2(descriptor, 2)
-            os.close(writer)
-            os.close(descriptor)
-    with os.fdopen(reader) as shown:
-        text = shown.read()
-    output.flush()
-    return code, output.buffer.getvalue().decode(), errors.getvalue() + text
+from ai_edge_rms_norm.tflite import inspection
+from testing.tflite_builder import Builder
+from tests.cli.command import run
+from tests.pattern_cases import SIZE, WEIGHT, norm, norm_graph
 
 
 def run_in_terminal(columns: int, *arguments) -> str:
@@ -175,6 +154,42 @@ class FilesTest(parameterized.TestCase):
         _, text, _ = run("fuse", self.path, self.path, "--in-place", "--quiet")
         self.assertEqual(text, "")
         self.assertIn("exclude", run("fuse", "a", "b", "--for=gpu", "--to=custom")[2])
+
+    def test_plain_and_range_safe(self):
+        run("fuse", self.path, self.output, "--to", "decomposed")
+        code, text, _ = run(
+            "fuse", self.output, self.path, "--to", "decomposed", "--plain"
+        )
+        self.assertEqual(code, 0)
+        self.assertIn("replaced: 1 norms became plain", text)
+        (norm,) = inspection.inspect(self.path).norms
+        self.assertEqual(norm.encoding, "plain")
+        command = ("fuse", self.path, self.path, "--in-place", "--to", "decomposed")
+        self.assertIn("are decomposed already", run(*command, "--plain")[1])
+        self.assertIn("1 norms became decomposed", run(*command)[1])
+
+    def test_left_alone_with_the_reason(self):
+        builder = Builder()
+        x = builder.input((1, 2, 2, 3, SIZE))
+        y = norm(builder, x, builder.constant(WEIGHT))
+        self.path.write_bytes(builder.content(y))
+        code, text, _ = run("fuse", self.path, self.output, "--for", "gpu")
+        self.assertEqual(code, 0)
+        self.assertRegex(text, "left alone: .*ml_drift needs x of rank 2 to 4")
+        self.assertIn("0 norms became ml_drift, 1 left alone", text)
+
+    def test_a_reader_that_has_enough(self):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "ai_edge_rms_norm.cli", "inspect", self.path]
+        with subprocess.Popen(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        ) as process:
+            process.stdout.close()
+            self.assertEqual(process.stderr.read(), b"")
+        self.assertEqual(process.returncode, 0)
 
     def test_stdout(self):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
