@@ -8,14 +8,20 @@ import pty
 import subprocess
 import sys
 import zipfile
+from unittest import mock
 
+import typer
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
+from ai_edge_rms_norm.cli.main import app
 from ai_edge_rms_norm.tflite import inspection
 from testing.tflite_builder import Builder
 from tests.cli.command import run
 from tests.pattern_cases import SIZE, WEIGHT, norm, norm_graph
+
+# Options that the page describes once.
+_EVERYWHERE = ("--quiet", "-q", "--debug", "--json", "--help", "-h")
 
 
 def run_in_terminal(columns: int, *arguments) -> str:
@@ -252,6 +258,58 @@ class FilesTest(parameterized.TestCase):
             code, text, _ = run(command, "-h")
             self.assertEqual(code, 0)
             self.assertIn(f"ai-edge-rms-norm {command} model.tflite", text)
+
+
+class GraphTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+        self.path = self.folder / "norm.tflite"
+        builder, y = norm_graph()
+        self.path.write_bytes(builder.content(y))
+
+    def test_operators_of_norms_are_named_by_index(self):
+        path = self.folder / "norms.json"
+        code, text, errors = run("graph", self.path, "-o", path)
+        self.assertEqual((code, errors), (0, ""))
+        self.assertIn("6 operators of norms", text)
+        (entry,) = json.loads(path.read_text()).values()
+        self.assertEqual([*entry["results"]], [str(i) for i in range(6)])
+        self.assertEqual({node["value"] for node in entry["results"].values()}, {1})
+        fused = self.folder / "fused.tflite"
+        run("fuse", self.path, fused)
+        _, text, _ = run("graph", fused, "-o", "-")
+        (after,) = json.loads(text).values()
+        (node,) = after["results"].values()
+        self.assertNotEqual(node["bgColor"], entry["results"]["0"]["bgColor"])
+
+    def test_what_it_refuses(self):
+        for arguments, message in (
+            ((), "give -o FILE.json, --serve"),
+            (("-o", self.folder / "g.html"), "does not write HTML"),
+            (("--serve",), "pip install ai-edge-model-explorer"),
+        ):
+            # None makes the import fail, as if the package was missing.
+            with mock.patch.dict(sys.modules, {"model_explorer": None}):
+                code, _, errors = run("graph", self.path, *arguments)
+            self.assertEqual(code, 2)
+            self.assertIn(message, errors)
+            self.assertLen(errors.splitlines(), 1)
+
+
+class DocumentTest(absltest.TestCase):
+    def test_the_page_names_every_command_and_option(self):
+        page = (pathlib.Path(__file__).parents[2] / "docs/cli.md").read_text()
+        group = typer.main.get_command(app)
+        self.assertNotEmpty(group.commands)
+        for name, command in group.commands.items():
+            start = page.find(f"\n### {name}\n")
+            self.assertGreaterEqual(start, 0, f"no heading for {name}")
+            section = page[start + 1 :].partition("\n##")[0]
+            for parameter in command.params:
+                for option in (*parameter.opts, *parameter.secondary_opts):
+                    if option.startswith("-") and option not in _EVERYWHERE:
+                        self.assertRegex(section, rf"[` ]{option}[`| =]", name)
 
 
 class Int8Test(absltest.TestCase):
