@@ -1,7 +1,6 @@
 """The commands inspect, fuse and translate, and what all commands have in common."""
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -9,34 +8,20 @@ import pty
 import subprocess
 import sys
 import zipfile
+from unittest import mock
 
+import typer
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm.cli import main as cli
-from tests.pattern_cases import SIZE, norm_graph
+from ai_edge_rms_norm.cli.main import app
+from ai_edge_rms_norm.tflite import inspection
+from testing.tflite_builder import Builder
+from tests.cli.command import run
+from tests.pattern_cases import SIZE, WEIGHT, norm, norm_graph
 
-
-def run(*arguments) -> tuple[int, str, str]:
-    """Runs the command line in this process; returns its exit code and output."""
-    output, errors = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        # Output goes to the original descriptor of stderr.
-        descriptor, (reader, writer) = os.dup(2), os.pipe()
-        os.dup2(writer, 2)
-        try:
-            cli.main(list(map(str, arguments)))
-            raise AssertionError("it must exit")
-        except SystemExit as error:
-            code = error.code
-        finally:
-            os.dup2(descriptor, 2)
-            os.close(writer)
-            os.close(descriptor)
-    with os.fdopen(reader) as shown:
-        text = shown.read()
-    output.flush()
-    return code, output.buffer.getvalue().decode(), errors.getvalue() + text
+# Options that the page describes once.
+_EVERYWHERE = ("--quiet", "-q", "--debug", "--json", "--help", "-h")
 
 
 def run_in_terminal(columns: int, *arguments) -> str:
@@ -176,6 +161,42 @@ class FilesTest(parameterized.TestCase):
         self.assertEqual(text, "")
         self.assertIn("exclude", run("fuse", "a", "b", "--for=gpu", "--to=custom")[2])
 
+    def test_plain_and_range_safe(self):
+        run("fuse", self.path, self.output, "--to", "decomposed")
+        code, text, _ = run(
+            "fuse", self.output, self.path, "--to", "decomposed", "--plain"
+        )
+        self.assertEqual(code, 0)
+        self.assertIn("replaced: 1 norms became plain", text)
+        (norm,) = inspection.inspect(self.path).norms
+        self.assertEqual(norm.encoding, "plain")
+        command = ("fuse", self.path, self.path, "--in-place", "--to", "decomposed")
+        self.assertIn("are decomposed already", run(*command, "--plain")[1])
+        self.assertIn("1 norms became decomposed", run(*command)[1])
+
+    def test_left_alone_with_the_reason(self):
+        builder = Builder()
+        x = builder.input((1, 2, 2, 3, SIZE))
+        y = norm(builder, x, builder.constant(WEIGHT))
+        self.path.write_bytes(builder.content(y))
+        code, text, _ = run("fuse", self.path, self.output, "--for", "gpu")
+        self.assertEqual(code, 0)
+        self.assertRegex(text, "left alone: .*ml_drift needs x of rank 2 to 4")
+        self.assertIn("0 norms became ml_drift, 1 left alone", text)
+
+    def test_a_reader_that_has_enough(self):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "ai_edge_rms_norm.cli", "inspect", self.path]
+        with subprocess.Popen(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        ) as process:
+            process.stdout.close()
+            self.assertEqual(process.stderr.read(), b"")
+        self.assertEqual(process.returncode, 0)
+
     def test_stdout(self):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-m", "ai_edge_rms_norm.cli"]
@@ -237,6 +258,58 @@ class FilesTest(parameterized.TestCase):
             code, text, _ = run(command, "-h")
             self.assertEqual(code, 0)
             self.assertIn(f"ai-edge-rms-norm {command} model.tflite", text)
+
+
+class GraphTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+        self.path = self.folder / "norm.tflite"
+        builder, y = norm_graph()
+        self.path.write_bytes(builder.content(y))
+
+    def test_operators_of_norms_are_named_by_index(self):
+        path = self.folder / "norms.json"
+        code, text, errors = run("graph", self.path, "-o", path)
+        self.assertEqual((code, errors), (0, ""))
+        self.assertIn("6 operators of norms", text)
+        (entry,) = json.loads(path.read_text()).values()
+        self.assertEqual([*entry["results"]], [str(i) for i in range(6)])
+        self.assertEqual({node["value"] for node in entry["results"].values()}, {1})
+        fused = self.folder / "fused.tflite"
+        run("fuse", self.path, fused)
+        _, text, _ = run("graph", fused, "-o", "-")
+        (after,) = json.loads(text).values()
+        (node,) = after["results"].values()
+        self.assertNotEqual(node["bgColor"], entry["results"]["0"]["bgColor"])
+
+    def test_what_it_refuses(self):
+        for arguments, message in (
+            ((), "give -o FILE.json, --serve"),
+            (("-o", self.folder / "g.html"), "does not write HTML"),
+            (("--serve",), "pip install ai-edge-model-explorer"),
+        ):
+            # None makes the import fail, as if the package was missing.
+            with mock.patch.dict(sys.modules, {"model_explorer": None}):
+                code, _, errors = run("graph", self.path, *arguments)
+            self.assertEqual(code, 2)
+            self.assertIn(message, errors)
+            self.assertLen(errors.splitlines(), 1)
+
+
+class DocumentTest(absltest.TestCase):
+    def test_the_page_names_every_command_and_option(self):
+        page = (pathlib.Path(__file__).parents[2] / "docs/cli.md").read_text()
+        group = typer.main.get_command(app)
+        self.assertNotEmpty(group.commands)
+        for name, command in group.commands.items():
+            start = page.find(f"\n### {name}\n")
+            self.assertGreaterEqual(start, 0, f"no heading for {name}")
+            section = page[start + 1 :].partition("\n##")[0]
+            for parameter in command.params:
+                for option in (*parameter.opts, *parameter.secondary_opts):
+                    if option.startswith("-") and option not in _EVERYWHERE:
+                        self.assertRegex(section, rf"[` ]{option}[`| =]", name)
 
 
 class Int8Test(absltest.TestCase):

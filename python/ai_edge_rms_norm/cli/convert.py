@@ -3,15 +3,19 @@
 import contextlib
 import pathlib
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ai_edge_rms_norm.cli import app, errors, options, output
 from ai_edge_rms_norm.cli.inspect import print_runtimes
-from ai_edge_rms_norm.cli.rewrite import check_output
+from ai_edge_rms_norm.cli.rewrite import STDOUT, check_output
 from ai_edge_rms_norm.tflite import bundle, inspection
 from ai_edge_rms_norm.tflite.encoding import Encoding
+
+if TYPE_CHECKING:
+    from ai_edge_rms_norm.conversion import sources
 
 _DYNAMIC_INT8 = "dynamic_int8"
 # Names of recipes of ai-edge-quantizer, by ours.
@@ -23,7 +27,7 @@ _RECIPES = {
 }
 
 
-def _load(source: str, dynamic: bool) -> tuple[Any, tuple[Any, ...], Any, Any]:
+def _load(source: str, dynamic: bool) -> "sources.Source":
     try:
         import torch
 
@@ -32,13 +36,35 @@ def _load(source: str, dynamic: bool) -> tuple[Any, tuple[Any, ...], Any, Any]:
         raise errors.InputError(
             f"{error.name} is not installed: pip install 'ai-edge-rms-norm[convert]'"
         ) from error
-    module, args, kwargs = sources.load_source(source)
+    loaded = sources.load_source(source)
     if not dynamic:
-        return module, args, kwargs, None
-    if kwargs:
+        return loaded
+    if source.endswith(".pt2"):
+        raise errors.InputError(
+            f"{source}: --dynamic is for factories; a .pt2 has the open sizes that it"
+            " was exported with"
+        )
+    if loaded.kwargs:
         raise errors.InputError(f"{source}: --dynamic takes positional inputs only")
     rows = torch.export.Dim("rows")
-    return module, args, kwargs, tuple({0: rows} if a.dim() else {} for a in args)
+    shapes = tuple({0: rows} if a.dim() else {} for a in loaded.args)
+    return loaded._replace(dynamic_shapes=shapes)
+
+
+@contextlib.contextmanager
+def _converter(source: str, name: str) -> Iterator[None]:
+    """Gives what a converter raises, of any class, the name of the source."""
+    try:
+        with errors.about(source), contextlib.redirect_stdout(sys.stderr):
+            yield
+    except errors.InputError:
+        raise
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), "without a message")
+        raise errors.InputError(
+            f"{source}: {name} fails: {type(error).__name__}: {line}; --debug shows"
+            " where"
+        ) from error
 
 
 def _quantized(content: bytes, recipe: str) -> bytes:
@@ -62,7 +88,8 @@ def _quantized(content: bytes, recipe: str) -> bytes:
 def convert(
     source: Annotated[str, typer.Argument(help="FILE.py:FACTORY or an exported .pt2.")],
     destination: Annotated[
-        pathlib.Path, typer.Option("--output", "-o", help="The .tflite to write.")
+        pathlib.Path,
+        typer.Option("--output", "-o", help="The .tflite to write; - is stdout."),
     ],
     encoding: Annotated[
         Encoding, typer.Option(help="The encoding of the norms.")
@@ -85,6 +112,7 @@ def convert(
     fuse_add: Annotated[
         bool, typer.Option("--fuse-add", help="Fuse residual additions, too.")
     ] = False,
+    range_safe: options.RangeSafe = True,
     json: options.Json = False,
 ) -> None:
     r"""Convert a PyTorch module to a .tflite.
@@ -105,35 +133,36 @@ def convert(
         errors.about(source.rpartition(":")[0] or source),
         contextlib.redirect_stdout(sys.stderr),
     ):
-        module, args, kwargs, dynamic_shapes = _load(source, dynamic)
+        loaded = _load(source, dynamic)
     import ai_edge_rms_norm as arn
 
+    to_stdout = destination == STDOUT
     if replace:
-        report = arn.replace_rms_norm(module)
-        output.summary(f"{len(report.replaced)} modules replaced")
-    # The converter prints its progress.
-    with (
-        output.stage("Converting"),
-        errors.about(source),
-        contextlib.redirect_stdout(sys.stderr),
-    ):
+        report = arn.replace_rms_norm(loaded.module)
+        if not to_stdout and not json:
+            for skipped in report.skipped:
+                name = skipped.name or "the model"
+                print(f"not replaced: {name} ({skipped.type}): {skipped.reason}")
+            output.summary(f"{len(report.replaced)} modules replaced")
+    with output.stage("Converting"), _converter(source, "the conversion"):
         content = arn.convert(
-            module,
-            args,
-            kwargs,
+            loaded.module,
+            loaded.args,
+            loaded.kwargs,
             encoding=encoding,
             backend=backend,
-            dynamic_shapes=dynamic_shapes,
+            dynamic_shapes=loaded.dynamic_shapes,
             fuse_decomposed=fuse_decomposed,
             fuse_add=fuse_add,
+            range_safe=range_safe,
         ).model_content()
     if quantize is not None:
-        with (
-            output.stage("Quantizing"),
-            errors.about(source),
-            contextlib.redirect_stdout(sys.stderr),
-        ):
+        with output.stage("Quantizing"), _converter(source, "the quantizer"):
             content = _quantized(content, quantize)
+    if to_stdout:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
     arn.Model(content).export(destination)
     models = [bundle.BundledModel("", memoryview(content))]
     result = inspection.inspect_models("tflite", models)

@@ -73,8 +73,9 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
-    except BrokenPipeError:
-        # Of a reader that has enough, like head; Python would complain at its end.
+    except (BrokenPipeError, SystemExit):
+        # Of a reader that has enough, like head; SystemExit is all that click makes of
+        # it. Python would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except typer.Exit as error:

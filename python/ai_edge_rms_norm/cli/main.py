@@ -4,6 +4,7 @@ from ai_edge_rms_norm.cli import (  # noqa: F401  Each registers itself.
     benchmark,
     convert,
     doctor,
+    graph,
     inspect,
     rewrite,
 )

@@ -15,7 +15,7 @@ from ai_edge_rms_norm.cli.inspect import document, print_runtimes
 from ai_edge_rms_norm.tflite import rewriting
 from ai_edge_rms_norm.tflite.encoding import Encoding
 
-_STDOUT = pathlib.Path("-")
+STDOUT = pathlib.Path("-")
 
 
 class Purpose(str, enum.Enum):
@@ -53,7 +53,7 @@ def _encoding(purpose: Purpose | None, to: Encoding | None) -> Encoding:
 
 def check_output(path: pathlib.Path) -> None:
     """Raises InputError, before work begins, for what cannot be written to."""
-    if path == _STDOUT:
+    if path == STDOUT:
         if sys.stdout.isatty():
             raise errors.InputError("-: a model is not written to a terminal")
     elif not path.parent.is_dir():
@@ -63,18 +63,19 @@ def check_output(path: pathlib.Path) -> None:
 
 
 def _rewrite(
-    rewrite: Callable[[pathlib.Path, Encoding], rewriting.RewrittenFile],
+    rewrite: Callable[..., rewriting.RewrittenFile],
     source: pathlib.Path,
     destination: pathlib.Path,
     encoding: Encoding,
     *,
+    range_safe: bool,
     dry_run: bool,
     in_place: bool,
     json: bool,
 ) -> None:
     if not dry_run:
         check_output(destination)
-    to_stdout = destination == _STDOUT and not dry_run
+    to_stdout = destination == STDOUT and not dry_run
     replaces = not to_stdout and destination.exists()
     is_input = replaces and source.exists() and os.path.samefile(source, destination)
     if is_input and not in_place and not dry_run:
@@ -82,7 +83,7 @@ def _rewrite(
             f"{destination}: it is the input; --in-place allows to replace it"
         )
     with errors.about(source), output.stage(f"Reading {source}"):
-        result = rewrite(source, encoding)
+        result = rewrite(source, encoding, range_safe=range_safe)
     if not dry_run:
         with errors.about(destination), output.stage(f"Writing {destination}"):
             if to_stdout:
@@ -114,11 +115,11 @@ def _print(
         print_runtimes(result.after)
     verb = "would be written" if dry_run else "replaced" if replaced else "written"
     if not result.changed and result.already and not result.left:
-        state = f"already fused: all {result.already} norms are {result.encoding.value}"
-        if result.encoding == Encoding.DECOMPOSED:
+        state = f"already fused: all {result.already} norms are {result.encoding}"
+        if result.encoding in (Encoding.DECOMPOSED.value, backends.PLAIN):
             state = f"all {result.already} norms are decomposed already"
     else:
-        state = f"{result.changed} norms became {result.encoding.value}"
+        state = f"{result.changed} norms became {result.encoding}"
         state += f", {result.already} were already" if result.already else ""
         state += f", {len(result.left)} left alone" if result.left else ""
         state += f"; {result.operators_before} operators became"
@@ -141,7 +142,7 @@ def _document(
     return {
         "file": str(source),
         "output": None if dry_run else str(destination),
-        "encoding": result.encoding.value,
+        "encoding": result.encoding,
         "changed": result.changed,
         "already": result.already,
         "operators_before": result.operators_before,
@@ -156,6 +157,7 @@ def fuse(
     destination: _Output,
     purpose: _For = None,
     to: _To = None,
+    range_safe: options.RangeSafe = True,
     dry_run: _DryRun = False,
     in_place: _InPlace = False,
     json: options.Json = False,
@@ -176,6 +178,7 @@ def fuse(
         model,
         destination,
         _encoding(purpose, to),
+        range_safe=range_safe,
         dry_run=dry_run,
         in_place=in_place,
         json=json,
@@ -188,6 +191,7 @@ def translate(
     destination: _Output,
     purpose: _For = None,
     to: _To = None,
+    range_safe: options.RangeSafe = True,
     dry_run: _DryRun = False,
     in_place: _InPlace = False,
     json: options.Json = False,
@@ -206,6 +210,7 @@ def translate(
         model,
         destination,
         _encoding(purpose, to),
+        range_safe=range_safe,
         dry_run=dry_run,
         in_place=in_place,
         json=json,

@@ -5,13 +5,28 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree
 
-__all__ = ["load_factory", "load_program", "load_source"]
+__all__ = ["Source", "load_factory", "load_program", "load_source"]
 
-Source = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
+
+class Source(NamedTuple):
+    """A module to be converted.
+
+    Attributes:
+      module: The module.
+      args: Its positional example inputs.
+      kwargs: Its named ones.
+      dynamic_shapes: As `arn.convert` takes it; None for static shapes.
+    """
+
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dynamic_shapes: Any = None
 
 
 def load_source(source: str | os.PathLike[str]) -> Source:
@@ -21,7 +36,7 @@ def load_source(source: str | os.PathLike[str]) -> Source:
       source: `FILE.py:FACTORY`, or the path of a .pt2 of `torch.export.save`.
 
     Returns:
-      The module, its positional and its named example inputs.
+      The module and its example inputs; the sizes that a .pt2 leaves open stay so.
 
     Raises:
       OSError: The file cannot be read.
@@ -85,10 +100,10 @@ def load_factory(path: str | os.PathLike[str], name: str) -> Source:
         )
     inputs = result[1]
     if isinstance(inputs, Mapping):
-        return result[0], (), dict(inputs)
+        return Source(result[0], (), dict(inputs))
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
-    return result[0], tuple(inputs), {}
+    return Source(result[0], tuple(inputs), {})
 
 
 def load_program(path: str | os.PathLike[str]) -> Source:
@@ -96,7 +111,8 @@ def load_program(path: str | os.PathLike[str]) -> Source:
 
     Raises:
       OSError: The file cannot be read.
-      ValueError: It is not a .pt2, or has no example inputs.
+      ValueError: It is not a .pt2, has no example inputs, or leaves sizes open of
+        inputs that are named or not tensors.
     """
     with open(path, "rb") as file:
         try:
@@ -106,4 +122,26 @@ def load_program(path: str | os.PathLike[str]) -> Source:
     if program.example_inputs is None:
         raise ValueError(f"{os.fspath(path)}: it was exported without example inputs")
     args, kwargs = program.example_inputs
-    return program.module(), tuple(args), dict(kwargs)
+    return Source(program.module(), tuple(args), dict(kwargs), _dynamic_shapes(program))
+
+
+def _dynamic_shapes(program: torch.export.ExportedProgram) -> Any:
+    names = set(program.graph_signature.user_inputs)
+    values = [n.meta["val"] for n in program.graph.nodes if n.name in names]
+    shapes = [
+        {
+            axis: torch.export.Dim.DYNAMIC
+            for axis, size in enumerate(getattr(value, "shape", ()))
+            if isinstance(size, torch.SymInt)
+        }
+        for value in values
+    ]
+    if not any(shapes):
+        return None
+    leaves, structure = pytree.tree_flatten(program.example_inputs)
+    if len(leaves) != len(shapes):
+        raise ValueError("a .pt2 with open sizes must have tensors as its only inputs")
+    args, kwargs = pytree.tree_unflatten(shapes, structure)
+    if kwargs:
+        raise ValueError("a .pt2 with open sizes must have positional inputs only")
+    return tuple(args)

@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from ai_edge_rms_norm import backends
 from ai_edge_rms_norm.tflite import bundle as bundle_lib
 from ai_edge_rms_norm.tflite import encoding as encoding_lib
 from ai_edge_rms_norm.tflite import flatbuffer, inspection
@@ -22,20 +23,22 @@ class RewrittenFile:
     """A file with its norms in another encoding, not written yet.
 
     Attributes:
-      encoding: The encoding that was asked for.
+      encoding: The encoding that was asked for, one of `backends.ENCODINGS`: `plain` is
+        `decomposed` in the form that is not range-safe.
       before: What was in the file.
       after: What is in it now.
       operators_before: Number of operators in all models.
       operators_after: The same, of the result.
     """
 
-    encoding: Encoding
+    encoding: str
     before: inspection.Inspection
     after: inspection.Inspection
     operators_before: int
     operators_after: int
     _bundle: bundle_lib.Bundle
     _contents: dict[str, bytes]
+    _reasons: dict[tuple[str, str], str]
 
     @property
     def already(self) -> int:
@@ -49,8 +52,17 @@ class RewrittenFile:
 
     @property
     def left(self) -> tuple[inspection.InspectedNorm, ...]:
-        """What looks like a norm and was left alone, and norms in another encoding."""
-        others = (n for n in self.after.norms if n.encoding != self.encoding.value)
+        """What looks like a norm and was left alone, and norms in another encoding.
+
+        Of the latter, `reason` is empty unless the encoding cannot hold them.
+        """
+        others = (
+            dataclasses.replace(
+                norm, reason=self._reasons.get((norm.model, norm.layer), "")
+            )
+            for norm in self.after.norms
+            if norm.encoding != self.encoding
+        )
         return (*others, *self.after.skipped)
 
     def chunks(self) -> Sequence[bytes | bytearray | memoryview]:
@@ -66,18 +78,27 @@ class RewrittenFile:
         self._bundle.write(path, self._contents)
 
 
-def _count(result: inspection.Inspection, encoding: Encoding) -> int:
-    return sum(norm.encoding == encoding.value for norm in result.norms)
+def _count(result: inspection.Inspection, encoding: str) -> int:
+    # A composite without a weight gets one of ones.
+    return sum(
+        norm.encoding == encoding
+        and (norm.has_weight is True or encoding != Encoding.COMPOSITE.value)
+        for norm in result.norms
+    )
 
 
 def fuse_file(
-    path: str | bytes | os.PathLike[str], encoding: Encoding | str = Encoding.CUSTOM
+    path: str | bytes | os.PathLike[str],
+    encoding: Encoding | str = Encoding.CUSTOM,
+    *,
+    range_safe: bool = True,
 ) -> RewrittenFile:
     """Makes one operator of every norm of a file, as `arn.fuse` does.
 
     Args:
       path: Of a .tflite, .litertlm or .task.
       encoding: How the norms are written, also those that were operators before.
+      range_safe: As for `arn.fuse`.
 
     Raises:
       ImportError: It is a .litertlm, and litert-lm-builder is not installed.
@@ -85,27 +106,37 @@ def fuse_file(
       ValueError: It is something else or damaged, refers to operators by index, or the
         encoding is unknown.
     """
-    return _rewrite(path, Encoding(encoding), fuse=True)
+    return _rewrite(path, Encoding(encoding), range_safe, fuse=True)
 
 
 def translate_file(
-    path: str | bytes | os.PathLike[str], encoding: Encoding | str
+    path: str | bytes | os.PathLike[str],
+    encoding: Encoding | str,
+    *,
+    range_safe: bool = True,
 ) -> RewrittenFile:
     """Writes the operators of a file in one encoding, as `arn.translate` does.
 
     Decomposed norms that are no translations stay; arguments and errors as for
     `fuse_file`.
     """
-    return _rewrite(path, Encoding(encoding), fuse=False)
+    return _rewrite(path, Encoding(encoding), range_safe, fuse=False)
 
 
 def _rewrite(
-    path: str | bytes | os.PathLike[str], encoding: Encoding, *, fuse: bool
+    path: str | bytes | os.PathLike[str],
+    encoding: Encoding,
+    range_safe: bool,
+    *,
+    fuse: bool,
 ) -> RewrittenFile:
     name = os.fsdecode(path)
     bundle = bundle_lib.read_bundle(path)
     before = inspection.inspect_models(bundle.kind, bundle.models, name)
     contents: dict[str, bytes] = {}
+    reasons: dict[tuple[str, str], str] = {}
+    norms: list[inspection.InspectedNorm] = []
+    skipped: list[inspection.InspectedNorm] = []
     operators_before = operators_after = 0
     for model in bundle.models:
         tree = flatbuffer.read(
@@ -113,26 +144,38 @@ def _rewrite(
         )
         operators_before += sum(len(subgraph.operators) for subgraph in tree.subgraphs)
         if fuse:
-            fuse_model(tree, encoding)
+            report = fuse_model(tree, encoding, range_safe=range_safe)
+            refused = {(s.subgraph, s.operator): s.reason for s in report.skipped}
         else:
-            encoding_lib.translate_model(tree, encoding)
+            encoding_lib.translate_model(tree, encoding, range_safe=range_safe)
+            refused = {}
         operators_after += sum(len(subgraph.operators) for subgraph in tree.subgraphs)
+        old = [norm for norm in before.norms if norm.model == model.name]
+        for norm in old:
+            if reason := refused.get((norm.subgraph, norm.operator)):
+                reasons[model.name, norm.layer] = reason
+        if not old:
+            skipped += [norm for norm in before.skipped if norm.model == model.name]
+            continue
+        content = flatbuffer.to_bytes(tree)
+        rewritten = bundle_lib.BundledModel(model.name, memoryview(content))
+        result = inspection.inspect_models(bundle.kind, [rewritten], name)
+        norms += result.norms
+        skipped += result.skipped
         # Of a model without a change, the file keeps the bytes.
-        if any(
-            norm.model == model.name and norm.encoding != encoding.value
-            for norm in before.norms
-        ):
-            contents[model.name] = flatbuffer.to_bytes(tree)
-    after = inspection.inspect_models(
-        bundle.kind,
-        (
-            bundle_lib.BundledModel(
-                model.name, memoryview(contents.get(model.name, model.content))
-            )
-            for model in bundle.models
-        ),
-        name,
-    )
+        if list(result.norms) != old:
+            contents[model.name] = content
+    names = tuple(model.name for model in bundle.models)
+    after = inspection.Inspection(bundle.kind, names, tuple(norms), tuple(skipped))
+    is_plain = encoding == Encoding.DECOMPOSED and not range_safe
+    label = backends.PLAIN if is_plain else encoding.value
     return RewrittenFile(
-        encoding, before, after, operators_before, operators_after, bundle, contents
+        label,
+        before,
+        after,
+        operators_before,
+        operators_after,
+        bundle,
+        contents,
+        reasons,
     )
