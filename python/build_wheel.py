@@ -3,7 +3,8 @@
     build_wheel.py --out DIR PATH=FILE [PATH=FILE ...]
 
 PATH is a file's place below the project's root. The platform tag is the oldest that
-auditwheel finds the delegate to run on. Without the delegate the wheel is for any.
+auditwheel finds the delegate to run on, or for macOS what the delegate's file says.
+Without the delegate the wheel is for any.
 """
 
 import argparse
@@ -75,6 +76,10 @@ def build(files: dict[str, pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         (wheel,) = root.parent.glob("*.whl")
         for delegate in root.rglob("_native/*.so"):
             wheel = _tag_linux(wheel, delegate)
+        for delegate in root.rglob("_native/*.dylib"):
+            import macho  # lief is in the environment of build_macos_wheel.py only
+
+            wheel = _retag(wheel, macho.platform_tag(delegate))
         out.mkdir(parents=True, exist_ok=True)
         return pathlib.Path(shutil.move(wheel, out / wheel.name))
 
