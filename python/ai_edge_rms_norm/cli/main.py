@@ -2,6 +2,7 @@
 
 from ai_edge_rms_norm.cli import (  # noqa: F401  Each registers itself.
     benchmark,
+    check,
     convert,
     doctor,
     inspect,
