@@ -3,10 +3,12 @@
 from ai_edge_rms_norm.cli import (  # noqa: F401  Each registers itself.
     benchmark,
     check,
+    compare,
     convert,
     doctor,
     inspect,
     rewrite,
+    run,
 )
 from ai_edge_rms_norm.cli.app import app, main
 
