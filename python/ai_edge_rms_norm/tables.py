@@ -23,13 +23,14 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def html_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
-    """Returns an HTML table below a title; all text is escaped."""
+    """Returns an HTML table below a title of lines; all text is escaped."""
+    lines = "<br>".join(map(html.escape, title.splitlines()))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
         for row in rows
     )
     return (
-        f"<p>{html.escape(title)}</p>"
+        f"<p>{lines}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )

@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.tflite import flatbuffer
 from testing import tflite_builder
+from tests import pattern_cases
 
 _SIZE = 64
 _ROWS = 3
@@ -154,6 +155,20 @@ class CheckTest(parameterized.TestCase):
         for text in (str(report), report._repr_html_()):
             self.assertIn("its square overflows in float16", text)
             self.assertIn("2 silent zeros", text)
+
+    def test_a_fusion_report_in_a_notebook(self):
+        _, report = arn.fuse(self.plain)
+        text = report._repr_html_()
+        self.assertIn("2 fused, 0 left alone; 13 operators became 3", text)
+        self.assertEqual(text.count("<td>decomposed</td>"), 2)
+
+    def test_control_flow_is_not_measured(self):
+        content = flatbuffer.to_bytes(pattern_cases.if_graph().model)
+        report = arn.check(content)
+        self.assertNotEmpty(report.norms)
+        for norm in report.norms:
+            self.assertIsNone(norm.statistics)
+            self.assertIn("belongs to control flow", norm.reason)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def _runner(path: pathlib.Path, threads: int, signature: str | None) -> Any:
 
 @app.command
 def compare(
-    model: options.Model,
+    model: options.Tflite,
     other: Annotated[
         pathlib.Path | None, typer.Argument(help="The .tflite to compare it to.")
     ] = None,

@@ -9,12 +9,13 @@ import typer
 from ai_edge_rms_norm.cli import errors
 from ai_edge_rms_norm.runtime import execution
 
-__all__ = ["Json", "Model", "read_inputs"]
+__all__ = ["Json", "Model", "Tflite", "read_inputs"]
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print a JSON document; docs/cli.md has fields.")
 ]
 Model = Annotated[pathlib.Path, typer.Argument(help="A .tflite, .litertlm or .task.")]
+Tflite = Annotated[pathlib.Path, typer.Argument(help="A .tflite.")]
 
 
 def read_inputs(path: pathlib.Path, runner: execution.Runner) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def _row(name: str, value: np.ndarray) -> list[str]:
 
 @app.command
 def run(
-    model: options.Model,
+    model: options.Tflite,
     inputs: Annotated[
         pathlib.Path, typer.Option("--input", help="A .npz, a .npy, or random.")
     ] = _RANDOM,
