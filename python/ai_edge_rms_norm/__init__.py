@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from ai_edge_rms_norm.ops.rms_norm import add_rms_norm as add_rms_norm
     from ai_edge_rms_norm.ops.rms_norm import rms_norm as rms_norm
     from ai_edge_rms_norm.runtime import compiled_model as compiled_model
+    from ai_edge_rms_norm.runtime.check import CheckedNorm as CheckedNorm
+    from ai_edge_rms_norm.runtime.check import CheckReport as CheckReport
+    from ai_edge_rms_norm.runtime.check import check as check
     from ai_edge_rms_norm.runtime.interpreter import Interpreter as Interpreter
     from ai_edge_rms_norm.runtime.interpreter import delegate_path as delegate_path
     from ai_edge_rms_norm.runtime.interpreter import kernel_variant as kernel_variant
@@ -62,6 +65,7 @@ _MODULES = {
         "replace_rms_norm",
     ),
     "ops.rms_norm": ("add_rms_norm", "rms_norm"),
+    "runtime.check": ("CheckReport", "CheckedNorm", "check"),
     "runtime.interpreter": (
         "Interpreter",
         "delegate_path",

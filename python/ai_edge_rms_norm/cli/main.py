@@ -2,11 +2,14 @@
 
 from ai_edge_rms_norm.cli import (  # noqa: F401  Each registers itself.
     benchmark,
+    check,
+    compare,
     convert,
     doctor,
     graph,
     inspect,
     rewrite,
+    run,
 )
 from ai_edge_rms_norm.cli.app import app, main
 

@@ -3,9 +3,13 @@
 import pathlib
 from typing import Annotated
 
+import numpy as np
 import typer
 
-__all__ = ["Json", "Model", "RangeSafe"]
+from ai_edge_rms_norm.cli import errors
+from ai_edge_rms_norm.runtime import execution
+
+__all__ = ["Json", "Model", "RangeSafe", "Tflite", "read_inputs"]
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print a JSON document; docs/cli.md has fields.")
@@ -19,3 +23,21 @@ RangeSafe = Annotated[
         " but overflows in float16 from |x| = 256 on.",
     ),
 ]
+Tflite = Annotated[pathlib.Path, typer.Argument(help="A .tflite.")]
+
+
+def read_inputs(path: pathlib.Path, runner: execution.Runner) -> dict[str, np.ndarray]:
+    """Reads the inputs of a model from a .npz, or its only one from a .npy.
+
+    Raises:
+      InputError: The file is neither, or the model has several inputs.
+    """
+    with errors.about(path):
+        values = execution.read_inputs(path)
+        if isinstance(values, dict):
+            return values
+        if len(runner.inputs) != 1:
+            raise ValueError(
+                f"the model has the inputs {list(runner.inputs)}: expected a .npz"
+            )
+        return dict.fromkeys(runner.inputs, values)

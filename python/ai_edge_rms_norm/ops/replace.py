@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ai_edge_rms_norm import tables
 from ai_edge_rms_norm.ops import nn, proof, replacement
 
 __all__ = ["ReplaceReport", "ReplacedModule", "SkippedModule", "replace_rms_norm"]
@@ -72,6 +73,26 @@ class ReplaceReport:
 
     replaced: tuple[ReplacedModule, ...]
     skipped: tuple[SkippedModule, ...]
+
+    def _repr_html_(self) -> str:
+        title = f"{len(self.replaced)} replaced, {len(self.skipped)} left alone"
+        columns = ("module", "class", "hidden size", "epsilon", "offset", "result")
+        rows = [
+            [
+                module.name,
+                module.type,
+                "" if module.hidden_size is None else str(module.hidden_size),
+                repr(module.epsilon),
+                repr(module.weight_offset),
+                "replaced",
+            ]
+            for module in self.replaced
+        ]
+        rows += [
+            [module.name, module.type, "", "", "", f"left alone: {module.reason}"]
+            for module in self.skipped
+        ]
+        return tables.html_table(title, columns, rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,17 @@
 """A converted model: its bytes, its export to a file and its execution."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy import typing as npt
 
+from ai_edge_rms_norm.runtime import compare as compare_lib
+from ai_edge_rms_norm.runtime import execution
 from ai_edge_rms_norm.runtime.interpreter import Interpreter
+from ai_edge_rms_norm.tflite import bundle, flatbuffer, inspection
 from ai_edge_rms_norm.tflite import encoding as encoding_lib
-from ai_edge_rms_norm.tflite import flatbuffer
 from ai_edge_rms_norm.tflite import fuse as fuse_lib
 
 __all__ = ["DEFAULT_SIGNATURE", "Model", "fuse"]
@@ -77,6 +80,63 @@ class Model:
         """Returns a new interpreter for the model; arguments as for `Interpreter`."""
         return Interpreter(
             model_content=self._content, num_threads=num_threads, **kwargs
+        )
+
+    def summary(self) -> str:
+        """Returns size, signatures and norms, one norm a line, for reading."""
+        model = bundle.BundledModel("", memoryview(self._content))
+        result = inspection.inspect_models("tflite", (model,))
+        tree = flatbuffer.read(self._content)
+        operators = sum(len(subgraph.operators) for subgraph in tree.subgraphs)
+        lines = [
+            f"{len(self._content)} bytes, {operators} operators,"
+            f" {len(tree.signatureDefs or ())} signatures,"
+            f" {len(result.norms)} norms, {len(result.skipped)} left alone"
+        ]
+        lines += [
+            f"{norm.layer}: {norm.encoding}, hidden size {norm.hidden_size},"
+            f" epsilon {norm.epsilon!r}, {'a' if norm.has_weight else 'no'} weight"
+            for norm in result.norms
+        ]
+        lines += [f"{norm.layer}: left alone: {norm.reason}" for norm in result.skipped]
+        return "\n".join(lines)
+
+    def compare(
+        self,
+        other: "Model",
+        inputs: Mapping[str, npt.ArrayLike] | None = None,
+        *,
+        signature: str | None = None,
+        rtol: float = 1e-3,
+        atol: float = 1e-5,
+    ) -> compare_lib.Comparison:
+        """Runs this and another model on the same inputs and compares the outputs.
+
+        Both run with the delegate, in their own encodings.
+
+        Args:
+          other: What this one is compared to.
+          inputs: By name; default from N(0, 1), with zeros for integers.
+          signature: Which one to run, default the first.
+          rtol: Tolerance relative to the largest |b| of an output.
+          atol: Absolute tolerance.
+
+        Raises:
+          ValueError: A signature, an input or an output is not the same in both.
+        """
+        a, b = (
+            execution.runners(model.interpreter(), signature) for model in (self, other)
+        )
+        name, runner = next(iter(a.items()))
+        if name not in b:
+            raise ValueError(f"the other has no signature {name!r}, but {list(b)}")
+        if inputs is None:
+            inputs = execution.random_inputs(runner)
+        return compare_lib.compare_outputs(
+            runner(runner.check_inputs(inputs)),
+            b[name](b[name].check_inputs(inputs)),
+            rtol=rtol,
+            atol=atol,
         )
 
     def __call__(

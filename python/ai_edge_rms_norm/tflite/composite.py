@@ -323,6 +323,11 @@ class Judge:
             return str(error)
         return None
 
+    def is_range_safe(self, operator: schema.OperatorT) -> bool:
+        """Whether the decomposition of a composite that is a norm is range-safe."""
+        inside = self._look(operator.builtinOptions2.decompositionSubgraphIndex)
+        return inside.match.range_safe
+
     def _look(self, index: int) -> _Inside:
         if index not in self._inside:
             try:

@@ -351,7 +351,10 @@ class Survey:
         return self._graphs[subgraph]
 
     def is_range_safe(self, norm: RmsNormOp) -> bool:
-        """Whether a norm is decomposed in the range-safe form."""
+        """Whether a norm, or its decomposition, has the range-safe form."""
+        if norm.encoding == Encoding.COMPOSITE:
+            operator = self._model.subgraphs[norm.subgraph].operators[norm.operator]
+            return self._judge.is_range_safe(operator)
         return norm in self._matches and self._matches[norm].range_safe
 
     def is_translation(self, norm: RmsNormOp) -> bool:

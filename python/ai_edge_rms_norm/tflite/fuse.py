@@ -9,6 +9,7 @@ import dataclasses
 
 from ai_edge_litert import schema_py_generated as schema
 
+from ai_edge_rms_norm import tables
 from ai_edge_rms_norm.tflite import edit
 from ai_edge_rms_norm.tflite.encoding import (
     Encoding,
@@ -62,6 +63,34 @@ class FusionReport:
     skipped: tuple[SkippedNorm, ...]
     operators_before: int
     operators_after: int
+
+    def _repr_html_(self) -> str:
+        title = f"{len(self.fused)} fused, {len(self.skipped)} left alone;"
+        title += f" {self.operators_before} operators became {self.operators_after}"
+        columns = ("subgraph", "norm", "hidden size", "epsilon", "weight", "was")
+        rows = [
+            [
+                str(norm.subgraph),
+                norm.output,
+                str(norm.hidden_size),
+                repr(norm.epsilon),
+                "yes" if norm.has_weight else "none",
+                norm.source,
+            ]
+            for norm in self.fused
+        ]
+        rows += [
+            [
+                str(norm.subgraph),
+                f"operator {norm.operator}",
+                "",
+                "",
+                "",
+                f"left alone: {norm.reason}",
+            ]
+            for norm in self.skipped
+        ]
+        return tables.html_table(title, columns, rows)
 
 
 def fuse_model(
