@@ -28,7 +28,7 @@ def _torch(source: str) -> tuple[Any, dict[str, np.ndarray]]:
         raise errors.InputError(
             f"{error.name} is not installed: pip install 'ai-edge-rms-norm[convert]'"
         ) from error
-    module, args, kwargs = sources.load_source(source)
+    module, args, kwargs, _ = sources.load_source(source)
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         values = {name: torch.from_numpy(value) for name, value in inputs.items()}
