@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import schema_py_generated as schema
 
 import ai_edge_rms_norm as arn
-from ai_edge_rms_norm.tflite import flatbuffer
+from ai_edge_rms_norm.tflite import edit, flatbuffer
 from testing import tflite_builder
 from tests import pattern_cases
 
@@ -98,6 +98,13 @@ class CheckTest(parameterized.TestCase):
         report = arn.check(model, {"args_0": self.x})
         self.assertLen(report.findings, 1)
         self.assertIn("its square overflows", report.findings[0].finding)
+
+    def test_control_dependencies(self):
+        content = bytes(arn.fuse(self.plain, encoding="custom")[0])
+        model = flatbuffer.read(content)
+        edit.set_metadata(model, "model_control_dependencies", b"\0" * 4)
+        report = arn.check(flatbuffer.to_bytes(model), {"args_0": self.x})
+        self.assertGreater(report.norms[1].statistics.max_abs, 256)
 
     def test_what_no_encoding_cures(self):
         safe, _ = arn.fuse(self.plain, encoding="decomposed")

@@ -236,6 +236,7 @@ class CheckReport:
         """
         try:
             from matplotlib.figure import Figure
+            from matplotlib.ticker import MaxNLocator
         except ImportError as error:
             raise ImportError(
                 "a plot needs matplotlib: pip install matplotlib", name="matplotlib"
@@ -260,6 +261,7 @@ class CheckReport:
         # 0 has no place on a logarithmic axis.
         if all(y > 0 for *_, y in shown):
             axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("norm, in the order of the file")
         axes.set_ylabel("max|x|")
         axes.set_title(pathlib.PurePath(self.name).name)
@@ -368,8 +370,20 @@ def _runnable(tree: schema.ModelT) -> list[_Measured]:
             )
         )
     decomposed = encoding_lib.Encoding.DECOMPOSED
-    norms = [norm for norm in survey.norms if norm.encoding != decomposed]
+    norms = [
+        norm
+        for norm in survey.norms
+        if norm.encoding != decomposed
+        # Stock kernels run composites, too, by their decomposition.
+        and not (
+            norm.encoding == encoding_lib.Encoding.COMPOSITE
+            and encoding_lib.why_not(tree, norm, decomposed)
+        )
+    ]
     if norms:
+        # The order of operators that model_control_dependencies asks for is that of
+        # the file, which is kept where no delegate changes it.
+        tree.metadata = None
         encoding_lib.rewrite(tree, survey, norms, decomposed)
     return measured
 
