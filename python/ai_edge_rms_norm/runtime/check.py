@@ -239,7 +239,8 @@ class CheckReport:
             from matplotlib.ticker import MaxNLocator
         except ImportError as error:
             raise ImportError(
-                "a plot needs matplotlib: pip install matplotlib", name="matplotlib"
+                "a plot needs matplotlib: pip install 'ai-edge-rms-norm[plot]'",
+                name="matplotlib",
             ) from error
         shown = [
             (i, norm, norm.statistics.max_abs)
