@@ -161,7 +161,7 @@ class CorpusTest(parameterized.TestCase):
             self.assertRaises(SystemExit) as status,
         ):
             main.main()
-        self.assertEqual(status.exception.code, 1)
+        self.assertEqual(status.exception.code, 2)
         self.assertFalse((folder / "out.tflite").exists())
         return stderr.getvalue()
 
