@@ -46,8 +46,15 @@ _FORMULAS = {
     "contiguous": lambda x, w: (
         (x.detach() * torch.rsqrt(mean_square(x).contiguous())).clone() * w
     ),
+    # Each [:] is a slice where dimensions are dynamic.
+    "sliced": lambda x, w: (
+        x
+        * torch.rsqrt(torch.einsum("btd,btd->bt", x, x)[:, :, None] / _SIZE + 1e-4)
+        * w
+    ),
 }
 _OTHERS = {
+    "rows_of_others": lambda x, w: x[:-1] * torch.rsqrt(mean_square(x)[1:]) * w,
     "all_dimensions": lambda x, w: (
         x * torch.rsqrt(x.square().mean(dim=None, keepdim=True) + 1e-4) * w
     ),
@@ -276,6 +283,7 @@ class ConvertTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("functional", _FORMULAS["functional"]),
         ("full_like", _FORMULAS["full_like"]),
+        ("sliced", _FORMULAS["sliced"]),
         *(
             (name, case.torch)
             for name, case in _CASES.items()

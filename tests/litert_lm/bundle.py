@@ -4,6 +4,7 @@ import io
 import pathlib
 import random
 import string
+import zipfile
 
 import litert_torch
 import sentencepiece
@@ -17,6 +18,7 @@ _CACHE = 64
 _PROMPT = 16
 _VOCABULARY = 512
 _TOKENIZER = "tokenizer.model"
+_METADATA = "llm_metadata_final.pb"  # The file that build_litertlm leaves.
 
 
 def _tokenizer() -> bytes:
@@ -79,3 +81,16 @@ def build(folder: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
         llm_model_type="qwen3",
     )
     return folder / f"{name}.litertlm"
+
+
+def as_task(path: pathlib.Path) -> pathlib.Path:
+    """Writes the parts of a NAME.litertlm that `build` made as NAME.task beside it."""
+    result = path.with_suffix(".task")
+    with zipfile.ZipFile(result, "w") as archive:
+        for name, part in (
+            ("TF_LITE_PREFILL_DECODE", path.with_suffix(".tflite").name),
+            ("TOKENIZER_MODEL", _TOKENIZER),
+            ("METADATA", _METADATA),
+        ):
+            archive.write(path.with_name(part), name)
+    return result

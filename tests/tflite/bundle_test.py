@@ -12,6 +12,7 @@ from litert_lm_builder import litertlm_core, litertlm_peek
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.tflite import bundle as bundle_lib
+from ai_edge_rms_norm.tflite import inspection, rewriting
 from tests.pattern_cases import norm_graph
 
 _DECOMPOSED = norm_graph()[0].content(norm_graph()[1])
@@ -98,6 +99,31 @@ class BundleTest(parameterized.TestCase):
         (x,) = interpreter.get_input_details()
         interpreter.set_tensor(x["index"], np.ones(x["shape"], np.float32))
         interpreter.invoke()
+
+    def test_inspect_and_check(self):
+        path = self.litertlm()
+        models = [model.name for model in bundle_lib.read_bundle(path).models]
+        report = arn.check(path, 1)
+        self.assertEqual(report.inspection, inspection.inspect(path))
+        self.assertEqual(report.inspection.kind, "litertlm")
+        self.assertEqual([norm.norm.model for norm in report.norms], models)
+        self.assertEqual([norm.norm.has_weight for norm in report.norms], [True, False])
+        for norm in report.norms:
+            rows = np.prod(norm.norm.shape[:-1])
+            self.assertEqual((norm.statistics.rows, norm.finding), (rows, ""))
+        # Of both models, since the inputs have the same name; the cure names the file.
+        x = np.full(report.norms[0].norm.shape, 300, np.float32)
+        (detail,) = arn.Interpreter(model_content=_DECOMPOSED).get_input_details()
+        name = detail["name"]
+        report = arn.check(path, {name: x})
+        self.assertLen(report.findings, 2)
+        self.assertIn(f"{models[0]}, ", str(report))
+        self.assertIn(f"fuse {path} OUTPUT", report.cure)
+        fixed = self.folder / "fixed.litertlm"
+        rewriting.fuse_file(path, "decomposed").write(fixed)
+        report = arn.check(fixed, {name: x})
+        self.assertLen(report.norms, 2)
+        self.assertEmpty(report.findings)
 
     def task(self) -> pathlib.Path:
         inner = io.BytesIO()

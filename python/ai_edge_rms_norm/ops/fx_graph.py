@@ -9,6 +9,7 @@ the output, and no other call_function node than match.ops and casts of x.
 """
 
 import numbers
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -209,6 +210,13 @@ class Graph:
         is_same = list(dims) == list(range(len(self.shape(a))))
         return ("alias", a) if is_same else None
 
+    def _slice(
+        self, a: Node, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1
+    ) -> tuple[Any, ...] | None:
+        """A slice of everything, which indexing with `:` leaves in some graphs."""
+        is_all = not start and step == 1 and end in (None, sys.maxsize)
+        return ("alias", a) if is_all else None
+
     def _unary(self, op: Node, kind: str, a: Node) -> tuple[Any, ...] | None:
         if kind == "cast":
             if self.dtype(op) == self.dtype(a):
@@ -276,6 +284,7 @@ class Graph:
         _ATEN.einsum.default: _einsum,
         _ATEN.linalg_vector_norm.default: _vector_norm,
         _ATEN.permute.default: _permute,
+        _ATEN.slice.Tensor: _slice,
     }
 
     def _unviewed(self, node: Node) -> Node:
