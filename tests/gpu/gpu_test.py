@@ -5,10 +5,12 @@ import signal
 
 import numpy as np
 from absl.testing import absltest, parameterized
+from ai_edge_litert import interpreter as litert
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm import backends
 from ai_edge_rms_norm.backends import Outcome
+from ai_edge_rms_norm.runtime.gpu import GpuOutcome
 from tests.backends import encoder, models
 from tests.gpu import gpu
 
@@ -45,14 +47,14 @@ class EncodingsTest(_GpuTest):
             # When this fails, the wheel has been mended: change the table.
             self.assertEqual(run.crash, signal.SIGSEGV)
             return
-        self.assertIsNone(run.crash)
         if expected == Outcome.UNSUPPORTED:
-            self.assertIsNotNone(run.error)
+            self.assertEqual(run.outcome, GpuOutcome.FAILED)
             return
-        self.assertIsNone(run.error)
+        self.assertEqual(run.outcome, GpuOutcome.OK, run.message)
         self.assertTrue(run.fully_accelerated)
         limit = _FLOAT32_ERROR if float32 else _FLOAT16_ERROR
-        for scale, x, y in zip(_SCALES, inputs, run.outputs, strict=True):
+        for scale, x, outputs in zip(_SCALES, inputs, run.outputs, strict=True):
+            y = outputs[gpu.OUTPUT]
             error = models.relative_error(y, models.reference(x, weight))
             if expected == Outcome.SILENT_ZEROS and scale >= 300:
                 self.assertEqual(np.count_nonzero(y), 0, scale)
@@ -66,7 +68,7 @@ class EncodingsTest(_GpuTest):
         shape = (4, 64)
         x = models.random_input(shape)
         run = gpu.run(models.norm(encoding, shape, epsilon=0.5), [x])
-        (y,) = run.outputs
+        y = run.outputs[0][gpu.OUTPUT]
         expected = models.reference(x, epsilon=0.5)
         self.assertLess(models.relative_error(y, expected), _FLOAT16_ERROR)
 
@@ -86,10 +88,10 @@ class EncoderTest(_GpuTest):
         module, _ = self._plain()
         inputs = [encoder.inputs(scale) for scale in self.SCALES]
         run = gpu.run(content, inputs)
-        self.assertIsNone(run.error)
+        self.assertEqual(run.outcome, GpuOutcome.OK, run.message)
         self.assertTrue(run.fully_accelerated)
         return [
-            encoder.cosine(y, encoder.reference(module, x))
+            encoder.cosine(y[gpu.OUTPUT], encoder.reference(module, x))
             for x, y in zip(inputs, run.outputs, strict=True)
         ]
 
@@ -107,6 +109,43 @@ class EncoderTest(_GpuTest):
         for cosine in others:
             # Zeros become NaN in the attention.
             self.assertFalse(cosine >= 0.9, others)
+
+
+class CheckTest(_GpuTest):
+    """What `check` says of a norm with an outlier."""
+
+    SHAPE = (4, 64)
+
+    def _check(self, encoding: str) -> arn.CheckReport:
+        x = models.random_input(self.SHAPE)
+        x[:, 5] = 1000.0
+        content = models.norm(encoding, self.SHAPE)
+        (name,) = litert.Interpreter(model_content=content).get_input_details()
+        with gpu.visible():
+            return arn.check(content, {name["name"]: x}, gpu=True)
+
+    def test_plain_is_a_finding(self):
+        report = self._check(models.PLAIN)
+        float16, float32 = report.gpu
+        self.assertEqual(report.gpu_findings, (float16,))
+        self.assertIn("has the cosine 0.0000 with that of the CPU", float16.finding)
+        self.assertTrue(float32.differences[0].close)
+        self.assertIn("fuse model OUTPUT --to decomposed", report.cure)
+
+    @parameterized.parameters("decomposed", "ml_drift")
+    def test_range_safe_is_none(self, encoding):
+        report = self._check(encoding)
+        self.assertEqual(report.gpu_findings, ())
+        for result in report.gpu:
+            self.assertEqual(result.outcome, GpuOutcome.OK, result.message)
+            self.assertTrue(result.fully_accelerated)
+            self.assertTrue(result.differences[0].close)
+
+    def test_a_crash_is_a_finding(self):
+        # When this fails, the wheel has been mended: change the table.
+        report = self._check("composite")
+        self.assertIn("crashes: SIGSEGV", report.gpu_findings[0].finding)
+        self.assertIn("fuse model OUTPUT --to decomposed", report.cure)
 
 
 if __name__ == "__main__":

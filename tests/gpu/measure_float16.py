@@ -34,7 +34,7 @@ def main() -> None:
     for encoding in _ENCODINGS:
         run = gpu.run(models.norm(encoding, _SHAPE), inputs)
         errors[encoding] = [
-            models.relative_error(y, models.reference(x))
+            models.relative_error(y[gpu.OUTPUT], models.reference(x))
             for x, y in zip(inputs, run.outputs, strict=True)
         ]
     result = {"max_abs_x": _MAGNITUDES.tolist(), "errors": errors}

@@ -1,15 +1,19 @@
 """What `check` says of norms, against numbers by hand."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import unittest
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from ai_edge_litert import schema_py_generated as schema
 
 import ai_edge_rms_norm as arn
+from ai_edge_rms_norm.runtime import gpu
 from ai_edge_rms_norm.tflite import edit, flatbuffer
 from testing import tflite_builder
 from tests import pattern_cases
@@ -156,6 +160,7 @@ class CheckTest(parameterized.TestCase):
         document = json.loads(result.stdout)
         self.assertEqual((document["kind"], document["findings"]), ("check", 0))
         self.assertLen(document["norms"], 2)
+        self.assertEmpty(document["gpu"])
 
     def test_it_prints(self):
         report = arn.check(self.plain, {"args_0": self.x})
@@ -176,6 +181,112 @@ class CheckTest(parameterized.TestCase):
         for norm in report.norms:
             self.assertIsNone(norm.statistics)
             self.assertIn("belongs to control flow", norm.reason)
+
+
+# What stands for the process on the GPU; it is given the folder of the request.
+_FAILS = """
+import json, pathlib, sys
+(pathlib.Path(sys.argv[1]) / "result.json").write_text(json.dumps({"error": "E"}))
+"""
+_WRITES = """
+import json, numpy as np, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+runs = json.loads((folder / "request.json").read_text())["runs"]
+y = np.load(sys.argv[2])
+np.savez(folder / "outputs.npz", **{f"{i}_0": y[i] for i in range(len(runs))})
+(folder / "result.json").write_text(json.dumps({"fully_accelerated": True}))
+"""
+
+
+def _stand_in(code: str, *arguments: str) -> mock._patch:
+    return mock.patch.object(
+        gpu, "_command", lambda folder: [sys.executable, "-c", code, folder, *arguments]
+    )
+
+
+class GpuTest(parameterized.TestCase):
+    """The outcomes on the GPU; //tests/gpu has one."""
+
+    def setUp(self):
+        super().setUp()
+        self.safe = bytes(arn.fuse(plain_norms(), encoding="decomposed")[0])
+        self.x = outlier()
+
+    @unittest.skipUnless(sys.platform == "linux", "it hides the devices of Vulkan")
+    def test_there_is_none(self):
+        with mock.patch.dict(os.environ, {"VK_ICD_FILENAMES": "/nonexistent"}):
+            report = arn.check(self.safe, {"args_0": self.x}, gpu=True)
+        self.assertEqual([r.outcome for r in report.gpu], 2 * [gpu.GpuOutcome.NO_GPU])
+        self.assertIn("found no device here; nothing was compared", str(report))
+        self.assertEqual(report.to_dict()["findings"], 0)
+
+    @parameterized.parameters(
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+            gpu.GpuOutcome.CRASHED,
+            "SIGSEGV",
+        ),
+        (
+            "import time; time.sleep(60)",
+            gpu.GpuOutcome.TIMED_OUT,
+            "no result within 1 s",
+        ),
+        (
+            "import sys; sys.exit('ImportError: no GPU options')",
+            gpu.GpuOutcome.FAILED,
+            "the process ended with exit code 1: ImportError: no GPU options",
+        ),
+        (
+            _FAILS + "sys.stderr.write('I: x\\nERROR: [a.cc:1] the cause\\nERROR: b')",
+            gpu.GpuOutcome.FAILED,
+            "the cause",
+        ),
+        (_FAILS, gpu.GpuOutcome.FAILED, "E"),
+    )
+    def test_outcomes(self, code, outcome, message):
+        runs = [gpu.Run(None, {"x": self.x}, {"y": self.x})]
+        timeout = 1 if outcome == gpu.GpuOutcome.TIMED_OUT else 60
+        with _stand_in(code):
+            float16, float32 = gpu.compare_with_cpu("", b"", runs, timeout=timeout)
+        for result in (float16, float32):
+            self.assertEqual((result.outcome, result.message), (outcome, message))
+        self.assertEqual(bool(float16.finding), outcome == gpu.GpuOutcome.CRASHED)
+        self.assertEqual(float32.finding, "")
+
+    def test_the_worst_run_counts(self):
+        x = np.ones([2, 4], np.float32)
+        runs = [gpu.Run(None, {"x": row}, {"y": row}) for row in x]
+        right = 1.001 * x
+        for value, finding in (
+            (1.001, ""),
+            (np.nan, "1 elements of y are infinite or NaN, 0 on the CPU"),
+            (-1.0, "y has the cosine 0.50"),
+        ):
+            y = right.copy()
+            y[0, 0] = value
+            path = self.create_tempfile().full_path + ".npy"
+            np.save(path, y)
+            with _stand_in(_WRITES, path):
+                float16, _ = gpu.compare_with_cpu("", b"", runs)
+            self.assertEqual(float16.outcome, gpu.GpuOutcome.OK)
+            self.assertStartsWith(float16.finding, finding)
+            self.assertEqual(bool(float16.finding), bool(finding))
+            self.assertEqual(float16.differences[0].close, not finding)
+
+    def test_reports(self):
+        path = self.create_tempfile().full_path + ".npy"
+        np.save(path, np.zeros([1, _ROWS, _SIZE], np.float32))
+        with _stand_in(_WRITES, path):
+            report = arn.check(self.safe, {"args_0": self.x}, gpu=True)
+        self.assertEqual(report.findings, ())
+        self.assertEqual(report.gpu_findings, report.gpu[:1])
+        for text in (str(report), report._repr_html_()):
+            self.assertIn("output_0 has the cosine 0.0000", text)
+            self.assertIn("max rel error", text)
+        document = json.loads(json.dumps(report.to_dict()))
+        self.assertEqual(document["findings"], 1)
+        self.assertEqual([r["outcome"] for r in document["gpu"]], ["ok", "ok"])
+        self.assertEqual(document["gpu"][0]["differences"][0]["cosine"], 0)
 
 
 if __name__ == "__main__":

@@ -24,19 +24,26 @@ def check(
         pathlib.Path | None,
         typer.Option(help="Draw max|x| of each norm into this file."),
     ] = None,
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Compare LiteRT's GPU accelerator with the CPU."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     r"""Run a file on the CPU and say which norms would overflow in float16.
 
-    The exit code is 1 if one would; the cure is named.
+    The exit code is 1 if one would, or with --gpu if float16 is wrong on the GPU; the
+    cure is named.
 
     \b
     Examples:
       ai-edge-rms-norm check model.tflite
       ai-edge-rms-norm check model.tflite --input x.npz --plot norms.png
+      ai-edge-rms-norm check model.tflite --input x.npz --gpu
     """
     with errors.about(model), output.stage(f"Running {model}"):
-        report = check_lib.check(model, inputs, signature=signature)
+        report = check_lib.check(model, inputs, signature=signature, gpu=gpu)
+    has_findings = bool(report.findings or report.gpu_findings)
     if plot is not None:
         with errors.about(plot):
             report.plot(plot)
@@ -49,8 +56,11 @@ def check(
         if report.norms:
             print()
             print_runtimes(report.inspection)
+        if report.gpu_rows()[1]:
+            print()
+            output.table(*report.gpu_rows())
         # With --quiet the findings alone say why the exit code is 1.
-        if report.findings or not output.settings.quiet:
+        if has_findings or not output.settings.quiet:
             print(report.summary())
-    if report.findings:
+    if has_findings:
         raise typer.Exit(errors.FINDING)

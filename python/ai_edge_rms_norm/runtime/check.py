@@ -19,6 +19,7 @@ from numpy import typing as npt
 
 from ai_edge_rms_norm import backends, tables
 from ai_edge_rms_norm.runtime import execution
+from ai_edge_rms_norm.runtime import gpu as gpu_lib
 from ai_edge_rms_norm.runtime.model import Model
 from ai_edge_rms_norm.tflite import bundle as bundle_lib
 from ai_edge_rms_norm.tflite import edit, files, flatbuffer, inspection
@@ -153,12 +154,15 @@ class CheckReport:
       inputs: What the model was run with, in words.
       norms: The norms, in the order of the file.
       inspection: What is in the file, and which runtimes run it.
+      gpu: How each model, as it is, computes on LiteRT's GPU accelerator, in float16
+        and float32; empty unless it was asked for.
     """
 
     name: str
     inputs: str
     norms: tuple[CheckedNorm, ...]
     inspection: inspection.Inspection
+    gpu: tuple[gpu_lib.GpuResult, ...] = ()
 
     @property
     def findings(self) -> tuple[CheckedNorm, ...]:
@@ -166,9 +170,17 @@ class CheckReport:
         return tuple(norm for norm in self.norms if norm.finding)
 
     @property
+    def gpu_findings(self) -> tuple[gpu_lib.GpuResult, ...]:
+        """The runs on the GPU with which something is wrong."""
+        return tuple(result for result in self.gpu if result.finding)
+
+    @property
     def cure(self) -> str:
         """The command that cures norms which overflow; empty where none does."""
-        if all(norm.is_range_safe for norm in self.findings):
+        suspects = self.norms if self.gpu_findings else self.findings
+        # LiteRT's GPU accelerator crashes on composites.
+        composite = encoding_lib.Encoding.COMPOSITE.value
+        if all(n.is_range_safe and n.norm.encoding != composite for n in suspects):
             return ""
         return (
             f"ai-edge-rms-norm fuse {self.name} OUTPUT --to decomposed (for any"
@@ -182,12 +194,14 @@ class CheckReport:
     def summary(self) -> str:
         """Returns the findings and their cure, one line each."""
         lines = [f"{norm.norm.layer}: {norm.finding}" for norm in self.findings]
+        lines += [result.summary() for result in self.gpu]
         if self.cure:
             lines.append(f"cure: {self.cure}")
         unmeasured = [norm for norm in self.norms if norm.statistics is None]
         lines += [f"{n.norm.layer}: not measured: {n.reason}" for n in unmeasured]
         lines.append(
-            f"{self.name}: {len(self.norms)} norms, {len(self.findings)} findings,"
+            f"{self.name}: {len(self.norms)} norms,"
+            f" {len(self.findings) + len(self.gpu_findings)} findings,"
             f" {len(unmeasured)} not measured; inputs: {self.inputs}"
         )
         return "\n".join(lines)
@@ -197,9 +211,16 @@ class CheckReport:
         return {
             "inputs": self.inputs,
             "norms": [norm.to_dict() for norm in self.norms],
-            "findings": len(self.findings),
+            "gpu": [result.to_dict() for result in self.gpu],
+            "findings": len(self.findings) + len(self.gpu_findings),
             "cure": self.cure,
         }
+
+    def gpu_rows(self) -> tuple[tuple[str, ...], list[list[str]]]:
+        """Returns the columns of the table of outputs on the GPU, and its rows."""
+        tables = [result.rows() for result in self.gpu]
+        rows = [row for _, rows in tables for row in rows]
+        return tables[0][0] if tables else (), rows
 
     def _runtimes(self) -> tuple[tuple[str, ...], list[list[str]]]:
         return ("runtime", "norms"), [
@@ -215,13 +236,19 @@ class CheckReport:
         if self.norms:
             parts = [tables.text_table(*self.rows()), *parts]
             parts.append(tables.text_table(*self._runtimes()))
+        if self.gpu_rows()[1]:
+            parts.append(tables.text_table(*self.gpu_rows()))
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
+        parts = [tables.html_table(self.summary(), *self.rows())]
         if not self.norms:
-            return tables.html_table(self.summary(), (), ())
-        norms = tables.html_table(self.summary(), *self.rows())
-        return norms + tables.html_table("Runtimes", *self._runtimes())
+            parts = [tables.html_table(self.summary(), (), ())]
+        else:
+            parts.append(tables.html_table("Runtimes", *self._runtimes()))
+        if self.gpu_rows()[1]:
+            parts.append(tables.html_table("GPU and CPU", *self.gpu_rows()))
+        return "".join(parts)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws max|x| of each norm over depth, and the 256 line of float16.
@@ -401,8 +428,9 @@ def _measure(
     tree: schema.ModelT,
     inputs: Mapping[str, npt.ArrayLike] | int,
     signature: str | None,
-) -> tuple[list[_Measured], set[str]]:
-    """Runs a model; returns its norms and the signatures that ran."""
+    keep: bool,
+) -> tuple[list[_Measured], set[str], list[gpu_lib.Run]]:
+    """Runs a model; returns its norms, the signatures that ran, and the runs kept."""
     measured = _runnable(tree)
     interpreter = litert.Interpreter(
         model_content=flatbuffer.to_bytes(tree),
@@ -417,6 +445,7 @@ def _measure(
         for entry in tree.signatureDefs or ()
     }
     ran = set()
+    runs = []
     runners = execution.runners(interpreter, signature)
     for name, runner in runners.items():
         is_other = not isinstance(inputs, int) and set(inputs) != set(runner.inputs)
@@ -424,12 +453,15 @@ def _measure(
             continue
         index = subgraphs.get(name, 0)
         for values in _inputs_of(runner, inputs):
-            runner(values)
+            outputs = runner(values)
+            if keep:
+                key = None if name == execution.NO_SIGNATURE else name
+                runs.append(gpu_lib.Run(key, values, outputs))
             for norm in measured:
                 if norm.subgraph is tree.subgraphs[index]:
                     norm.read(interpreter, index)
         ran.add(name)
-    return measured, ran
+    return measured, ran, runs
 
 
 def check(
@@ -437,6 +469,7 @@ def check(
     inputs: _INPUTS = None,
     *,
     signature: str | None = None,
+    gpu: bool = False,
 ) -> CheckReport:
     """Runs a model on the CPU and says which norms would overflow in float16.
 
@@ -450,6 +483,11 @@ def check(
     A norm is a finding where x or its result leaves float16, or where the encoding is
     not range-safe and the square or the sum of squares does.
 
+    With `gpu`, the model as it is runs on LiteRT's GPU accelerator, too, in processes
+    of their own, on the same inputs: in float16, the default there, and in float32.
+    Its outputs are compared with those of the CPU. Float16 is a finding where an output
+    is not finite, or has a cosine below 0.99 with the CPU's, or the process crashes.
+
     Args:
       model: The bytes or the path of a .tflite, the path of a .litertlm or .task, or a
         Model.
@@ -457,6 +495,7 @@ def check(
         the number of random runs, default 1, from N(0, 1), with zeros for integers.
         Real inputs tell more. Of several signatures, those with such inputs run.
       signature: The only one to run; default all.
+      gpu: Whether to run it on the GPU, too. That there is none is said in the report.
 
     Raises:
       ImportError: It is a .litertlm, and litert-lm-builder is not installed.
@@ -468,16 +507,19 @@ def check(
     values, described = _read(inputs)
     norms: list[CheckedNorm] = []
     ran: set[str] = set()
+    on_gpu: list[gpu_lib.GpuResult] = []
     result = inspection.inspect_models(kind, models, name)
     for part in models:
         full_name = f"{name}, {part.name}" if part.name else name
         try:
-            measured, names = _measure(
-                flatbuffer.read(part.content, full_name), values, signature
+            measured, names, runs = _measure(
+                flatbuffer.read(part.content, full_name), values, signature, gpu
             )
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{full_name}: {error}") from error
         ran |= names
+        if runs:
+            on_gpu += gpu_lib.compare_with_cpu(part.name, part.content, runs)
         of_part = [norm for norm in result.norms if norm.model == part.name]
         norms += [
             CheckedNorm(norm, m.is_range_safe, m.statistics, _why_not(norm, m, names))
@@ -485,7 +527,7 @@ def check(
         ]
     if not ran:
         raise ValueError(f"{name}: no signature has the inputs {described}")
-    return CheckReport(name, described, tuple(norms), result)
+    return CheckReport(name, described, tuple(norms), result, tuple(on_gpu))
 
 
 def _why_not(norm: inspection.InspectedNorm, measured: _Measured, ran: set[str]) -> str:
