@@ -67,7 +67,8 @@ def _change_field(rng: random.Random, model: schema.ModelT) -> None:
         *model.operatorCodes,
         graph,
     ]
-    item = rng.choice([o for o in objects if o is not None])
+    # Some options have no fields.
+    item = rng.choice([o for o in objects if o is not None and vars(o)])
     name = rng.choice(sorted(vars(item)))
     value = getattr(item, name)
     if isinstance(value, bool | int):
