@@ -139,6 +139,29 @@ def _stock(content: bytes) -> _Arrays:
     return _run(litert.Interpreter(model_content=content, num_threads=1))
 
 
+def _overflows(content: bytes) -> bool:
+    """Whether a value on the way is infinite or NaN in the stock interpreter.
+
+    Then decomposed operators are wrong where the kernel, in a wider range, is not.
+    """
+    interpreter = litert.Interpreter(
+        model_content=content,
+        num_threads=1,
+        experimental_preserve_all_tensors=True,
+        # XNNPACK keeps its intermediates to itself.
+        experimental_op_resolver_type=(
+            litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        ),
+    )
+    _run(interpreter)
+    tensors = [
+        interpreter.get_tensor(detail["index"])
+        for detail in interpreter.get_tensor_details()
+        if np.issubdtype(detail["dtype"], np.floating)
+    ]
+    return not all(np.isfinite(tensor).all() for tensor in tensors)
+
+
 def _answer(pipe: connection.Connection) -> None:
     """Runs in a child: answers (step, content) until the pipe is closed."""
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
@@ -239,6 +262,8 @@ def examine(child: _Child, content: bytes) -> tuple[str, str]:
             # A rewritten model that does not run where the mutant does.
             return "lost", f"Interpreter: {actual}"
         if stock_kind == "result" and _differ(expected, actual):
+            if child.run(_overflows, content) == ("result", True):
+                return "stock overflows", ""
             return "different", f"{actual} instead of {expected}"
     return ("equal" if stock_kind == "result" else "only the delegate or none"), ""
 
