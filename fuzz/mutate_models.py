@@ -7,7 +7,7 @@ results run with the delegate; if the stock interpreter runs the mutant itself, 
 numbers must be the same. All of that happens in child processes with limits of time
 and memory; one that dies is replaced, and the step repeated. Anything but a result or
 a ValueError (of the runtime also RuntimeError) is a failure; a crash that the stock
-interpreter has, too, is counted apart. The mutants follow from the seed alone. Ends
+interpreter has, too, is counted apart, and so are numbers that have no meaning. The mutants follow from the seed alone. Ends
 with a line of figures and, on failures, status 1.
 """
 
@@ -162,6 +162,37 @@ def _overflows(content: bytes) -> bool:
     return not all(np.isfinite(tensor).all() for tensor in tensors)
 
 
+def _is_undefined(content: bytes) -> bool:
+    """Whether the stock interpreter's numbers mean nothing.
+
+    It reads tensors that nothing has written yet, and the bits of floats as integers
+    where the file states such a type for their product.
+    """
+    model = flatbuffer.read(content)
+    for graph in model.subgraphs:
+        types = [tensor.type for tensor in graph.tensors]
+        written = {int(i) for i in graph.inputs} | {-1}
+        written |= {
+            i
+            for i, tensor in enumerate(graph.tensors)
+            if model.buffers[tensor.buffer].data is not None or tensor.isVariable
+        }
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex].builtinCode
+            read = [int(i) for i in operator.inputs]
+            results = [int(i) for i in operator.outputs]
+            if code == schema.BuiltinOperator.MUL and any(
+                types[i] != types[read[0]] for i in (*read, *results)
+            ):
+                return True
+            if not written.issuperset(read):
+                return True
+            written.update(results)
+        if not written.issuperset(int(i) for i in graph.outputs):
+            return True
+    return False
+
+
 def _answer(pipe: connection.Connection) -> None:
     """Runs in a child: answers (step, content) until the pipe is closed."""
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
@@ -264,6 +295,8 @@ def examine(child: _Child, content: bytes) -> tuple[str, str]:
         if stock_kind == "result" and _differ(expected, actual):
             if child.run(_overflows, content) == ("result", True):
                 return "stock overflows", ""
+            if child.run(_is_undefined, content) == ("result", True):
+                return "undefined", ""
             return "different", f"{actual} instead of {expected}"
     return ("equal" if stock_kind == "result" else "only the delegate or none"), ""
 

@@ -24,6 +24,7 @@ _TYPES: dict[Any, int] = {
     np.dtype(np.bool_): schema.TensorType.BOOL,
 }
 _OPTION_NAMES = {
+    "BATCH_MATMUL": "BatchMatMul",
     "MEAN": "Reducer",
     "SUM": "Reducer",
     "REDUCE_MAX": "Reducer",

@@ -270,6 +270,19 @@ def _sum(b: Builder, x: int) -> int:
     return b.reduce("SUM", _square(b, x))
 
 
+def _dot(b: Builder, x: int, other: int | None = None, adjoint: bool = False) -> int:
+    """The sum over each row as a product of matrices, of rows and of columns."""
+    rows = b.shape(x)[:-1]
+    left = b.reshape(x, (*rows, 1, SIZE))
+    y = left if adjoint else b.reshape(x if other is None else other, (*rows, SIZE, 1))
+    product = b("BATCH_MATMUL", left, y, shape=(*rows, 1, 1), adjY=adjoint)
+    return b.reshape(product, (*rows, 1))
+
+
+def _over_n(b: Builder, total: int) -> int:
+    return b("DIV", total, b.constant(float(SIZE)))
+
+
 NORMS = [
     Case(
         "rsqrt",
@@ -308,7 +321,35 @@ NORMS = [
             * w
         ),
     ),
+    Case(
+        "squared_magnitude",
+        _from_mean(
+            lambda b, x: (lambda a: b.reduce("MEAN", b("MUL", a, a)))(b("ABS", x))
+        ),
+        lambda x, w: x * torch.rsqrt(_mean_square(x.abs()) + EPSILON) * w,
+    ),
+    Case(
+        "norm_of_magnitudes",
+        lambda b, x, w: norm(b, b("ABS", x), w),
+        lambda x, w: (lambda a: a * torch.rsqrt(_torch_shifted(a)) * w)(x.abs()),
+        is_composite=False,
+    ),
     # The mean.
+    Case(
+        "batch_matmul",
+        _from_mean(lambda b, x: _over_n(b, _dot(b, x))),
+        lambda x, w: (
+            x
+            * torch.rsqrt(
+                (x[:, :, None, :] @ x[:, :, :, None]).squeeze(-1) / SIZE + EPSILON
+            )
+            * w
+        ),
+    ),
+    Case(
+        "batch_matmul_adjoint",
+        _from_mean(lambda b, x: _over_n(b, _dot(b, x, adjoint=True))),
+    ),
     Case(
         "sum_times_1_over_n",
         _from_mean(lambda b, x: b("MUL", b.constant(1 / SIZE), _sum(b, x))),
@@ -735,6 +776,60 @@ OTHERS = [
         _from_mean(lambda b, x: b.reduce("MEAN", b("MUL", x, b("ABS", x)))),
         lambda x, w: (
             x * torch.rsqrt((x * x.abs()).mean(-1, keepdim=True) + EPSILON) * w
+        ),
+        _UNSAID,
+    ),
+    # The file states another type than the operator computes.
+    Case(
+        "square_of_another_type",
+        _from_mean(
+            lambda b, x: b.reduce(
+                "MEAN", b("MUL", x, x, dtype=np.float16), dtype=np.float32
+            )
+        ),
+        None,
+        _UNSAID,
+        runs=False,
+    ),
+    Case(
+        "norm_of_another_type",
+        lambda b, x, w: b(
+            "MUL", b("MUL", x, _inverse(b, x), dtype=np.float16), w, dtype=np.float32
+        ),
+        None,
+        _NO_NORM,
+        runs=False,
+    ),
+    Case(
+        "inverse_of_another_type",
+        lambda b, x, w: _norm(b, x, b("RSQRT", _shifted(b, x), dtype=np.int32), w),
+        None,
+        _UNSAID,
+        runs=False,
+    ),
+    Case(
+        "magnitude_is_used",
+        lambda b, x, w: (
+            lambda a: b(
+                "ADD",
+                _from_mean(lambda b, x: b.reduce("MEAN", b("MUL", a, a)))(b, x, w),
+                a,
+            )
+        )(b("ABS", x)),
+        lambda x, w: (lambda a: x * torch.rsqrt(_mean_square(a) + EPSILON) * w + a)(
+            x.abs()
+        ),
+        _NO_NORM,
+    ),
+    Case(
+        "batch_matmul_of_others",
+        _from_mean(lambda b, x: _over_n(b, _dot(b, x, b("EXP", x)))),
+        lambda x, w: (
+            x
+            * torch.rsqrt(
+                (x[:, :, None, :] @ x.exp()[:, :, :, None]).squeeze(-1) / SIZE + EPSILON
+            )
+            * w
         ),
         _UNSAID,
     ),

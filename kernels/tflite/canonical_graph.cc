@@ -29,6 +29,10 @@ bool IsBinary(int builtin) {
          builtin == kTfLiteBuiltinPow;
 }
 
+bool HasTwoOperands(int builtin) {
+  return IsBinary(builtin) || builtin == kTfLiteBuiltinBatchMatmul;
+}
+
 bool IsReduction(int builtin) {
   return builtin == kTfLiteBuiltinMean || builtin == kTfLiteBuiltinSum ||
          builtin == kTfLiteBuiltinReduceMax;
@@ -56,6 +60,7 @@ constexpr Builtin kBuiltins[] = {
     {kTfLiteBuiltinMean, 2, Operator::kMean},
     {kTfLiteBuiltinSum, 2, Operator::kSum},
     {kTfLiteBuiltinReduceMax, 2, Operator::kMax},
+    {kTfLiteBuiltinBatchMatmul, 2, Operator::kDot},
     {kTfLiteBuiltinAdd, 2, Operator::kAdd},
     {kTfLiteBuiltinMul, 2, Operator::kMul},
     {kTfLiteBuiltinDiv, 2, Operator::kDiv},
@@ -244,7 +249,7 @@ bool CanonicalGraph::HasSoundOperands(int builtin,
     return false;
   }
   return IsFloat(node.a) && IsFloat(node.output) &&
-         (!IsBinary(builtin) || IsFloat(node.b)) &&
+         (!HasTwoOperands(builtin) || IsFloat(node.b)) &&
          tensor(node.output).allocation_type != kTfLiteMmapRo &&
          !tensor(node.output).is_variable;
 }
@@ -261,6 +266,7 @@ void CanonicalGraph::Canonicalize(CanonicalNode* node) {
   if (builtin == nullptr || HasActivation(*read, builtin->code) ||
       !ReadOperands(*read, builtin->num_operands, &canonical) ||
       !HasSoundOperands(builtin->code, canonical) ||
+      !HasComputedType(builtin->code, canonical) ||
       !HasComputedShape(*read, builtin->code, canonical)) {
     return;
   }
@@ -326,6 +332,11 @@ int CanonicalGraph::LastDimension(int index) const {
   return Shapes<1>({index})[0].last();
 }
 
+int CanonicalGraph::VectorSize(int index) const {
+  const ShapeView shape = Shapes<1>({index})[0];
+  return shape.rank > 1 ? shape[shape.rank - 2] * shape.last() : shape.last();
+}
+
 bool CanonicalGraph::SameShape(int a, int b) const {
   const auto [first, second] = Shapes<2>({a, b});
   return Equal(first, second);
@@ -335,6 +346,20 @@ bool CanonicalGraph::HasRowsOf(int index, int other, int last) const {
   const auto [shape, rows] = Shapes<2>({index, other});
   return shape.rank == rows.rank && shape.rank > 0 && shape.last() == last &&
          std::equal(shape.begin(), shape.end() - 1, rows.begin());
+}
+
+bool CanonicalGraph::HasComputedType(int builtin,
+                                     const CanonicalNode& node) const {
+  const TfLiteType type = tensor(node.output).type;
+  switch (builtin) {
+    case kTfLiteBuiltinCast:
+      return true;
+    case kTfLiteBuiltinDequantize:
+      return type == kTfLiteFloat32;
+    default:
+      return tensor(node.a).type == type &&
+             (!HasTwoOperands(builtin) || tensor(node.b).type == type);
+  }
 }
 
 bool CanonicalGraph::HasComputedShape(const TfLiteNode& node, int builtin,
@@ -350,6 +375,8 @@ bool CanonicalGraph::HasComputedShape(const TfLiteNode& node, int builtin,
       return IsSqueezed(node, canonical);
     case kTfLiteBuiltinBroadcastTo:
       return IsBroadcastTo(canonical);
+    case kTfLiteBuiltinBatchMatmul:
+      return IsDot(node, canonical);
     default:
       return SameShape(canonical.a, canonical.output);
   }
@@ -445,6 +472,26 @@ bool CanonicalGraph::IsSqueezed(const TfLiteNode& node,
     if (!(*squeezed)[i]) left.push_back(shape[i]);
   }
   return std::equal(left.begin(), left.end(), output.begin(), output.end());
+}
+
+// Of matrices [1, n] and [n, 1], one for each row.
+bool CanonicalGraph::IsDot(const TfLiteNode& node,
+                           const CanonicalNode& canonical) const {
+  const auto [a, b, output] =
+      Shapes<3>({canonical.a, canonical.b, canonical.output});
+  const int rank = a.rank;
+  if (node.builtin_data == nullptr || rank < 2 || b.rank != rank ||
+      output.rank != rank) {
+    return false;
+  }
+  const auto params = Load<TfLiteBatchMatMulParams>(node.builtin_data);
+  const int row = params.adj_x ? rank - 1 : rank - 2;
+  const int column = params.adj_y ? rank - 2 : rank - 1;
+  return a[row] == 1 && b[column] == 1 &&
+         a[2 * rank - 3 - row] == b[2 * rank - 3 - column] &&
+         std::equal(a.begin(), a.end() - 2, b.begin()) &&
+         std::equal(a.begin(), a.end() - 2, output.begin()) &&
+         output[rank - 2] == 1 && output[rank - 1] == 1;
 }
 
 bool CanonicalGraph::IsBroadcastTo(const CanonicalNode& node) const {

@@ -38,6 +38,7 @@ enum class Operator : unsigned char {
   kMean,        // these three over the last axis
   kSum,
   kMax,
+  kDot,  // BATCH_MATMUL of matrices of one row and of one column
   kAdd,
   kMul,
   kDiv,
@@ -48,7 +49,7 @@ struct CanonicalNode {
   int index = -1;  // In the graph of the runtime.
   Operator op = Operator::kOther;
   int a = kTfLiteOptionalTensor;
-  int b = kTfLiteOptionalTensor;  // Of kAdd to kMaximum, and MUL(a, b) = a².
+  int b = kTfLiteOptionalTensor;  // Of kDot to kMaximum, and MUL(a, b) = a².
   int output = kTfLiteOptionalTensor;
 };
 
@@ -61,10 +62,10 @@ std::optional<std::vector<int>> FindOutputs(
 // Reads nodes once, in time that is linear in their number.
 //
 // A node is kOther unless it has one output that holds no constant data, no
-// fused activation, operands of float32, float16 or bfloat16, and the shape
-// that the file states for its output is the one that it computes. The same
-// goes for nodes at a tensor that several nodes write, or that is read before
-// it is written.
+// fused activation, operands of float32, float16 or bfloat16, and the type and
+// shape that the file states for its output are those that it computes. The
+// same goes for nodes at a tensor that several nodes write, or that is read
+// before it is written.
 class CanonicalGraph {
  public:
   // outputs: tensors that are read outside of the nodes.
@@ -102,6 +103,8 @@ class CanonicalGraph {
 
   // The size of the last dimension; -1 if it is not static, 0 for a scalar.
   int LastDimension(int tensor) const;
+  // The size of a matrix of one row or one column, the last two dimensions.
+  int VectorSize(int tensor) const;
   // Whether two tensors have the same shape, but for the last dimension, which
   // is `last` in the first one.
   bool HasRowsOf(int tensor, int other, int last) const;
@@ -120,6 +123,7 @@ class CanonicalGraph {
   // Whether a node is a times, or over, a constant 1 that is b.
   bool IsTimesOne(int builtin, int a, int b) const;
   Operator PowerOf(const CanonicalNode& node) const;
+  bool HasComputedType(int builtin, const CanonicalNode& node) const;
   bool HasComputedShape(const TfLiteNode& node, int builtin,
                         const CanonicalNode& canonical) const;
   bool IsReduced(const TfLiteNode& node, const CanonicalNode& canonical) const;
@@ -128,6 +132,7 @@ class CanonicalGraph {
   std::optional<std::vector<int>> NewShape(
       const TfLiteNode& node, const CanonicalNode& canonical) const;
   bool IsExpanded(const CanonicalNode& canonical) const;
+  bool IsDot(const TfLiteNode& node, const CanonicalNode& canonical) const;
   bool IsSqueezed(const TfLiteNode& node, const CanonicalNode& canonical) const;
   bool IsBroadcastTo(const CanonicalNode& canonical) const;
   bool KeepsValue(const CanonicalNode& node) const;

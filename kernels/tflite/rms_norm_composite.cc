@@ -96,24 +96,33 @@ bool IsEpsilon(double constant, double attribute) {
          kTolerance * std::max(constant, attribute);
 }
 
-// Whether the operands of the composite are those of its decomposition.
+// Whether the operands of the composite have the types and shapes of those of
+// its decomposition.
 bool HasOperandsOf(const TfLiteContext& context, const TfLiteNode& node,
                    const TfLiteContext& decomposition,
                    const RmsNormMatch& match) {
   const TfLiteTensor& x = context.tensors[node.inputs->data[0]];
   const TfLiteTensor& y = context.tensors[node.outputs->data[0]];
   if (!SameTypeAndShape(x, decomposition.tensors[match.x]) ||
-      !SameTypeAndShape(y, decomposition.tensors[match.y]) ||
-      y.allocation_type == kTfLiteMmapRo) {
+      !SameTypeAndShape(y, decomposition.tensors[match.y])) {
     return false;
   }
+  return node.inputs->size < 2 || match.weight == kTfLiteOptionalTensor ||
+         SameTypeAndShape(context.tensors[node.inputs->data[1]],
+                          decomposition.tensors[match.weight]);
+}
+
+// Whether the weight of a norm with operands like these is the composite's.
+bool HasWeightOf(const TfLiteContext& context, const TfLiteNode& node,
+                 const TfLiteContext& decomposition,
+                 const RmsNormMatch& match) {
   const bool has_weight = node.inputs->size == 2;
   if (has_weight != (match.weight != kTfLiteOptionalTensor)) return false;
   if (!has_weight) return true;
   const TfLiteTensor& weight = context.tensors[node.inputs->data[1]];
   const TfLiteTensor& inner = decomposition.tensors[match.weight];
   return inner.allocation_type != kTfLiteMmapRo && weight.dims->size == 1 &&
-         weight.sparsity == nullptr && SameTypeAndShape(weight, inner);
+         weight.sparsity == nullptr;
 }
 
 bool HasOperands(const TfLiteContext& context, const TfLiteNode& node) {
@@ -127,9 +136,8 @@ bool HasOperands(const TfLiteContext& context, const TfLiteNode& node) {
 
 }  // namespace
 
-bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,
-                        RmsNormOptions* options,
-                        const TfLiteContext** ambiguous) {
+Composite FindComposite(TfLiteContext* context, const TfLiteNode& node,
+                        RmsNormOptions* options) {
   const auto* params =
       static_cast<const TfLiteStablehloCompositeParams*>(node.builtin_data);
   if (params == nullptr || params->name == nullptr ||
@@ -137,26 +145,32 @@ bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,
       !ParseRmsNormOptions(params->attributes, params->attributes_size, options)
            .empty() ||
       !HasOperands(*context, node)) {
-    return false;
+    return {};
   }
   TfLiteContext* decomposition = nullptr;
   if (context->AcquireSubgraphContext(context, params->subgraph_index,
                                       &decomposition) != kTfLiteOk) {
-    return false;
+    return {};
   }
   // A composite of itself. Releasing the graph would end its partitioning.
-  if (decomposition == context) return false;
+  if (decomposition == context) return {};
+  Composite composite;
   const std::optional<RmsNormMatch> match = WholeNorm(decomposition);
-  bool is_rms_norm = match.has_value() &&
-                     IsEpsilon(match->epsilon, options->epsilon) &&
-                     HasOperandsOf(*context, node, *decomposition, *match);
-  context->ReleaseSubgraphContext(context, params->subgraph_index);
-  const int rank = context->tensors[node.inputs->data[0]].dims->size;
-  if (is_rms_norm && node.inputs->size == 2 && rank == 1) {
-    *ambiguous = decomposition;
-    is_rms_norm = false;
+  if (match.has_value() &&
+      !HasOperandsOf(*context, node, *decomposition, *match)) {
+    composite = {CompositeKind::kOtherOperands, decomposition};
+  } else if (match.has_value() && IsEpsilon(match->epsilon, options->epsilon) &&
+             HasWeightOf(*context, node, *decomposition, *match) &&
+             context->tensors[node.outputs->data[0]].allocation_type !=
+                 kTfLiteMmapRo) {
+    const int rank = context->tensors[node.inputs->data[0]].dims->size;
+    composite.kind = node.inputs->size == 2 && rank == 1
+                         ? CompositeKind::kRmsNormInside
+                         : CompositeKind::kRmsNorm;
+    composite.decomposition = decomposition;
   }
-  return is_rms_norm;
+  context->ReleaseSubgraphContext(context, params->subgraph_index);
+  return composite;
 }
 
 }  // namespace ai_edge_rms_norm

@@ -9,7 +9,25 @@ namespace ai_edge_rms_norm {
 
 inline constexpr char kRmsNormCompositeName[] = "odml.rms_norm";
 
-// Whether the node, a STABLEHLO_COMPOSITE, is an odml.rms_norm with inputs
+enum class CompositeKind : unsigned char {
+  kOther,  // Not claimed; its decomposition is a graph like any other.
+  kRmsNorm,
+  // An RMSNorm that can be claimed inside of its decomposition only: the C
+  // interface does not tell the order of a subgraph's inputs. It follows from
+  // the shapes, unless x has one dimension and there is a weight.
+  kRmsNormInside,
+  // The decomposition is an RMSNorm, but of operands of other types or shapes,
+  // which the runtime will give to it; no kernel takes them.
+  kOtherOperands,
+};
+
+struct Composite {
+  CompositeKind kind = CompositeKind::kOther;
+  // Of kRmsNormInside and kOtherOperands.
+  const TfLiteContext* decomposition = nullptr;
+};
+
+// Says whether the node, a STABLEHLO_COMPOSITE, is an odml.rms_norm with inputs
 // x[, weight] that the kernel computes; sets *options if so.
 //
 // The decomposition defines a composite, so it is read, too: as a whole, it
@@ -18,14 +36,9 @@ inline constexpr char kRmsNormCompositeName[] = "odml.rms_norm";
 // RMSNorm with with_scale hides a second scale as a constant in there.) The
 // runtime can run the decomposition of a composite that is not claimed.
 //
-// The C interface does not tell the order of a subgraph's inputs. It follows
-// from the shapes, unless x has one dimension and there is a weight: then sets
-// *ambiguous to the decomposition, in which the operators can be claimed.
-//
 // To be called from TfLiteDelegate::Prepare.
-bool IsRmsNormComposite(TfLiteContext* context, const TfLiteNode& node,
-                        RmsNormOptions* options,
-                        const TfLiteContext** ambiguous);
+Composite FindComposite(TfLiteContext* context, const TfLiteNode& node,
+                        RmsNormOptions* options);
 
 }  // namespace ai_edge_rms_norm
 

@@ -7,7 +7,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -24,6 +23,9 @@
 namespace ai_edge_rms_norm {
 namespace {
 
+// Which decomposed norms of a graph are claimed.
+enum class Decomposed : unsigned char { kNone, kRangeSafe, kAll };
+
 struct Delegate {
   TfLiteDelegate base{};
   RmsNormDelegateOptions options;
@@ -32,8 +34,8 @@ struct Delegate {
   // The claims in the graphs that the runtime is having replaced, for
   // KernelInit, which it calls meanwhile.
   std::map<const TfLiteContext*, const Claims*> claims;
-  // Decompositions of composites that can only be claimed inside.
-  std::set<const TfLiteContext*> decompositions;
+  // Which decomposed norms are claimed in decompositions of composites.
+  std::map<const TfLiteContext*, Decomposed> decompositions;
 };
 
 std::vector<int> ToVector(const TfLiteIntArray& array) {
@@ -56,6 +58,19 @@ bool FindCustomOp(const char* custom_name, Claim* claim) {
   return false;
 }
 
+// Notes what is claimed in the decomposition of a composite that is not.
+void NoteDecomposition(const Composite& composite, Delegate* delegate) {
+  if (composite.decomposition == nullptr) return;
+  const Decomposed decomposed = composite.kind == CompositeKind::kRmsNormInside
+                                    ? Decomposed::kAll
+                                    : Decomposed::kNone;
+  const std::lock_guard<std::mutex> lock(delegate->mutex);
+  const auto [noted, is_new] =
+      delegate->decompositions.emplace(composite.decomposition, decomposed);
+  // Several composites may share it: what none of them forbids.
+  if (!is_new) noted->second = std::min(noted->second, decomposed);
+}
+
 // The claim of a node that is an RMSNorm by itself.
 std::optional<Claim> ClaimNode(TfLiteContext* context, int node_index,
                                const TfLiteNode& node,
@@ -63,10 +78,9 @@ std::optional<Claim> ClaimNode(TfLiteContext* context, int node_index,
                                Delegate* delegate) {
   Claim claim;
   if (registration.builtin_code == kTfLiteBuiltinStablehloComposite) {
-    const TfLiteContext* ambiguous = nullptr;
-    if (!IsRmsNormComposite(context, node, &claim.options, &ambiguous)) {
-      const std::lock_guard<std::mutex> lock(delegate->mutex);
-      if (ambiguous != nullptr) delegate->decompositions.insert(ambiguous);
+    const Composite composite = FindComposite(context, node, &claim.options);
+    if (composite.kind != CompositeKind::kRmsNorm) {
+      NoteDecomposition(composite, delegate);
       return std::nullopt;
     }
     const TfLiteIntArray& shape = *context->tensors[node.inputs->data[0]].dims;
@@ -155,7 +169,9 @@ TfLiteStatus DropDivided(TfLiteContext* context,
 // claimed already.
 TfLiteStatus ClaimDecomposed(TfLiteContext* context,
                              const std::vector<int>& node_indices,
-                             bool range_safe_only, Claims* claims) {
+                             Decomposed decomposed, Claims* claims) {
+  IndexNodes(claims);
+  if (decomposed == Decomposed::kNone) return kTfLiteOk;
   // Without knowing them, it is not known what must stay.
   const std::optional<std::vector<int>> outputs =
       FindOutputs(context, node_indices);
@@ -163,7 +179,7 @@ TfLiteStatus ClaimDecomposed(TfLiteContext* context,
   const std::size_t num_single = claims->claims.size();
   for (const RmsNormMatch& match :
        FindRmsNorms(context, node_indices, *outputs)) {
-    if (match.range_safe || !range_safe_only) {
+    if (match.range_safe || decomposed == Decomposed::kAll) {
       claims->claims.push_back(ClaimMatch(*context, match));
     }
   }
@@ -185,7 +201,7 @@ TfLiteStatus ClaimDecomposed(TfLiteContext* context,
 
 TfLiteStatus FindClaims(TfLiteContext* context,
                         const std::vector<int>& node_indices,
-                        bool range_safe_only, Delegate* delegate,
+                        Decomposed decomposed, Delegate* delegate,
                         Claims* claims) {
   for (const int node_index : node_indices) {
     TfLiteNode* node = nullptr;
@@ -198,7 +214,7 @@ TfLiteStatus FindClaims(TfLiteContext* context,
         ClaimNode(context, node_index, *node, *registration, delegate);
     if (claim.has_value()) claims->claims.push_back(*std::move(claim));
   }
-  return ClaimDecomposed(context, node_indices, range_safe_only, claims);
+  return ClaimDecomposed(context, node_indices, decomposed, claims);
 }
 
 void* KernelInit(TfLiteContext* context, const char* buffer, std::size_t) {
@@ -234,10 +250,16 @@ TfLiteStatus Replace(TfLiteContext* context,
 
 TfLiteStatus Prepare(TfLiteContext* context, TfLiteDelegate* base) {
   auto* delegate = static_cast<Delegate*>(base->data_);
-  bool range_safe_only = !delegate->options.fuse_decomposed;
+  Decomposed decomposed = delegate->options.fuse_decomposed
+                              ? Decomposed::kAll
+                              : Decomposed::kRangeSafe;
   {
     const std::lock_guard<std::mutex> lock(delegate->mutex);
-    if (delegate->decompositions.erase(context) > 0) range_safe_only = false;
+    const auto noted = delegate->decompositions.find(context);
+    if (noted != delegate->decompositions.end()) {
+      decomposed = noted->second;
+      delegate->decompositions.erase(noted);
+    }
     if (delegate->pool == nullptr) {
       delegate->pool = std::make_unique<ThreadPool>(
           delegate->options.num_threads > 0
@@ -252,7 +274,7 @@ TfLiteStatus Prepare(TfLiteContext* context, TfLiteDelegate* base) {
   // The plan is the runtime's, and calls below may free it.
   const std::vector<int> node_indices = ToVector(*plan);
   Claims claims;
-  if (FindClaims(context, node_indices, range_safe_only, delegate, &claims) !=
+  if (FindClaims(context, node_indices, decomposed, delegate, &claims) !=
       kTfLiteOk) {
     return kTfLiteError;
   }

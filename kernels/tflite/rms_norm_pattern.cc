@@ -163,6 +163,7 @@ class Matcher {
   Meaning Mean(const CanonicalNode& node) const;
   Meaning Sum(const CanonicalNode& node) const;
   Meaning Max(const CanonicalNode& node) const;
+  Meaning Dot(const CanonicalNode& node) const;
   Meaning Reciprocal(const CanonicalNode& node) const;
   Meaning Add(const CanonicalNode& node) const;
   Meaning Maximum(const CanonicalNode& node) const;
@@ -180,6 +181,8 @@ class Matcher {
   Meaning TimesWeight(int tensor, int weight, Role role) const;
   bool IsMeanFactor(double factor, const Meaning& m) const;
 
+  // A tensor, and what it was reshaped from, if they have rows of this size.
+  std::array<int, 2> WithRows(int tensor, int size) const;
   bool IsVectorOf(int tensor, int size) const;
   bool IsWeight(int tensor, int hidden_size) const;
   int StoredWeight(int tensor) const;
@@ -226,6 +229,7 @@ Meaning Matcher::Apply(const CanonicalNode& node) const {
       {Operator::kMean, &Matcher::Mean},
       {Operator::kSum, &Matcher::Sum},
       {Operator::kMax, &Matcher::Max},
+      {Operator::kDot, &Matcher::Dot},
       {Operator::kAdd, &Matcher::Add},
       {Operator::kMul, &Matcher::Mul},
       {Operator::kDiv, &Matcher::Div},
@@ -247,6 +251,32 @@ Meaning Matcher::Sum(const CanonicalNode& node) const {
 
 Meaning Matcher::Max(const CanonicalNode& node) const {
   return Replace(node, Role::kAbs, Role::kMaxAbs);
+}
+
+// Of each row of x with itself, as matrices of one row and of one column.
+Meaning Matcher::Dot(const CanonicalNode& node) const {
+  const int size = graph_.VectorSize(node.a);
+  const std::array<int, 2> others = WithRows(node.b, size);
+  Meaning m;
+  for (const int x : WithRows(node.a, size)) {
+    if (x == kNone || (x != others[0] && x != others[1])) continue;
+    m.role = Role::kSumSquare;
+    m.factors = {x, x};
+    m.rows = x;
+  }
+  return m;
+}
+
+std::array<int, 2> Matcher::WithRows(int tensor, int size) const {
+  const auto or_none = [&](int index) {
+    return index != kNone && graph_.LastDimension(index) == size ? index
+                                                                 : kNone;
+  };
+  const int node = graph_.producer(tensor);
+  const bool reshaped =
+      node != kNone && (graph_.nodes()[node].op == Operator::kReshape ||
+                        graph_.nodes()[node].op == Operator::kOnes);
+  return {or_none(tensor), or_none(reshaped ? graph_.nodes()[node].a : kNone)};
 }
 
 Meaning Matcher::Rsqrt(const CanonicalNode& node) const {
@@ -297,6 +327,13 @@ Meaning Matcher::Square(const CanonicalNode& node) const {
     return Then(node.a, Role::kScaledShift);
   }
   Meaning square;
+  // A magnitude that nothing else reads, as in the norm of a vector.
+  if (m.role == Role::kAbs && (node.b == kNone || node.b == node.a) &&
+      !graph_.is_output(node.a) && graph_.consumers(node.a).size() == 1) {
+    square = Then(node.a, Role::kSquare);
+    square.rows = node.output;
+    return square;
+  }
   square.role = Role::kSquare;
   const bool product = node.b != kNone && SameSource(node.a, node.b);
   square.factors = {node.a, product ? node.b : node.a};

@@ -70,6 +70,7 @@ enum TfLiteBuiltinOperator : int {
   kTfLiteBuiltinReduceMax = 82,
   kTfLiteBuiltinSquare = 92,
   kTfLiteBuiltinAbs = 101,
+  kTfLiteBuiltinBatchMatmul = 126,
   kTfLiteBuiltinBroadcastTo = 130,
   kTfLiteBuiltinStablehloComposite = 206,
 };
@@ -206,6 +207,11 @@ struct TfLiteDelegate {
 // fused activation, an int that is 0 for none.
 struct TfLiteReducerParams {
   bool keep_dims;
+};
+
+struct TfLiteBatchMatMulParams {
+  bool adj_x;
+  bool adj_y;
 };
 
 struct TfLiteReshapeParams {

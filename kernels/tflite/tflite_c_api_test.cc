@@ -95,6 +95,11 @@ TEST(TfLiteCApiTest, Delegate) {
   EXPECT_OFFSET(TfLiteDelegateParams, output_tensors, 24);
 }
 
+TEST(TfLiteCApiTest, BatchMatMulParams) {
+  EXPECT_OFFSET(TfLiteBatchMatMulParams, adj_x, 0);
+  EXPECT_OFFSET(TfLiteBatchMatMulParams, adj_y, 1);
+}
+
 TEST(TfLiteCApiTest, CompositeParams) {
   EXPECT_EQ(sizeof(TfLiteStablehloCompositeParams), 32u);
   EXPECT_OFFSET(TfLiteStablehloCompositeParams, name, 0);

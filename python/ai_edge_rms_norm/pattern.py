@@ -2,8 +2,9 @@
 
 A sweep over the operators in execution order gives each tensor its meaning, if any:
 
-    square(x), mul(x, x)                     SQUARE
+    square(x), mul(x, x)                     SQUARE, also square(abs(x))
     sum(SQUARE) over the last axis           SUM_SQUARE, also square(ROOT_SUM_SQUARE)
+    dot(x)                                   SUM_SQUARE
     sqrt(SUM_SQUARE)                         ROOT_SUM_SQUARE
     mean(SQUARE), SUM_SQUARE * 1/n           MEAN_SQUARE
     add(MEAN_SQUARE, epsilon)                SHIFTED
@@ -415,7 +416,16 @@ class _Matcher(Generic[Op]):
         if m and (m.role is Role.SCALED_ROOT or self._graph.scalar(m.constant) == 1):
             return m.then(op, role=Role.SCALED_SHIFT)
         shape = self._graph.shape(self._graph.output(op))
+        m = self._is(factors[0], Role.ABS)
+        # A magnitude that nothing else reads, as in the norm of a vector.
+        if m and {factors[0]} == set(factors) and self._is_read_by(factors[0], op):
+            return m.then(op, role=Role.SQUARE, shape=shape)
         return _Meaning(Role.SQUARE, factors, self._source(factors[0]), shape, (op,))
+
+    def _is_read_by(self, tensor: Tensor, op: Op) -> bool:
+        """Whether an operator, and nothing else, needs a tensor."""
+        graph = self._graph
+        return not graph.is_output(tensor) and set(graph.users(tensor)) == {op}
 
     def _dot(self, op: Op, x: Tensor) -> _Meaning[Op]:
         shape = self._graph.shape(x)

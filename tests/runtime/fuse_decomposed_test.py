@@ -9,6 +9,7 @@ from ai_edge_rms_norm.tflite import flatbuffer
 from testing.tflite_builder import Builder
 from tests.pattern_cases import (
     EPSILON,
+    NORMS,
     SIZE,
     WEIGHT,
     circle_graph,
@@ -128,6 +129,20 @@ class FusePrimitivesTest(parameterized.TestCase):
         inverse = g("RSQRT", g("ADD", mean, g.constant(EPSILON)))
         y = g("CAST", g("MUL", wide, inverse), dtype=np.float16)
         self._check(g.content(y, other), _random(*shape), rtol=2e-3)
+
+    @parameterized.parameters("range_safe", "rsqrt")
+    def test_composite_of_a_scalar_weight(self, name):
+        """The runtime broadcasts it inside, where no kernel may take the norm."""
+        (case,) = (case for case in NORMS if case.name == name)
+        model = flatbuffer.read(case.composite())
+        operator = model.subgraphs[0].operators[0]
+        weight = model.subgraphs[0].tensors[operator.inputs[1]]
+        weight.shape = []
+        model.buffers[weight.buffer].data = np.frombuffer(
+            np.float32(3).tobytes(), np.uint8
+        )
+        content = flatbuffer.to_bytes(model)
+        self._check(content, _random(2, 3, SIZE), delegated=0)
 
     @parameterized.parameters(1, 2)
     def test_nodes_in_a_circle(self, length):

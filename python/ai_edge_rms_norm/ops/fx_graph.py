@@ -291,9 +291,11 @@ class Graph:
         """Returns what a node is before views and permutations that move nothing."""
         for _ in range(8):
             canonical = self.canonical(node) if node.op == "call_function" else None
-            if canonical is None or canonical[0] not in ("alias", "reshape"):
+            kind, before = canonical[:2] if canonical else ("", node)
+            is_same = kind == "expand" and self.shape(before) == self.shape(node)
+            if kind not in ("alias", "reshape") and not is_same:
                 break
-            node = canonical[1]
+            node = before
         return node
 
     def output(self, op: Node) -> Node:

@@ -41,12 +41,15 @@ _BINARY = {
     _OP.MUL: "mul",
     _OP.POW: "pow",
 }
+# They keep every element in its place.
+_RESHAPES = (_OP.EXPAND_DIMS, _OP.RESHAPE, _OP.SQUEEZE)
 _REDUCTIONS = {_OP.MEAN: "mean", _OP.REDUCE_MAX: "max", _OP.SUM: "sum"}
 _POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
 _NUM_INPUTS = {
     **dict.fromkeys(_UNARY, 1),
     **dict.fromkeys(_BINARY, 2),
     **dict.fromkeys(_REDUCTIONS, 2),
+    _OP.BATCH_MATMUL: 2,
 }
 
 
@@ -169,9 +172,12 @@ class Graph:
             builtin not in _NUM_INPUTS
             or getattr(options, "fusedActivationFunction", 0) != 0
             or not self._is_plain(op)
+            or not self._has_computed_type(op)
         ):
             return None
         inputs = self._inputs[op]
+        if builtin == _OP.BATCH_MATMUL:
+            return self._dot(options, *inputs[:2])
         if builtin in _REDUCTIONS:
             axes = self._axes(inputs[1], len(self.shape(inputs[0])))
             return _REDUCTIONS[builtin], inputs[0], axes
@@ -188,6 +194,18 @@ class Graph:
             (self.producer(i) or 0) < op or self.producer(i) is None
             for i in self._inputs[op]
         )
+
+    def _has_computed_type(self, op: int) -> bool:
+        """Whether the file states the type that an operator computes."""
+        builtin, types = self._builtins[op], [self.dtype(self.output(op))]
+        if builtin == _OP.CAST:
+            return True
+        if builtin == _OP.DEQUANTIZE:
+            return types == [_TYPE.FLOAT32]
+        is_unary = builtin in _UNARY or builtin in _REDUCTIONS
+        operands = self._inputs[op][: 1 if is_unary else 2]
+        types += [self.dtype(i) for i in operands]
+        return len(set(types)) == 1
 
     def _has_data(self, tensor: int) -> bool:
         return edit.constant_data(self._model, self._tensors[tensor]) is not None
@@ -214,6 +232,31 @@ class Graph:
         if kind == "div" and left == 1:
             return "reciprocal", b
         return kind, a, b
+
+    def _dot(self, options: Any, a: int, b: int) -> tuple[Any, ...] | None:
+        """A product of each row of x, as a matrix of one row, with itself."""
+        (*rows, m, n), (*others, p, q) = self._matrix(a), self._matrix(b)
+        if getattr(options, "adjX", False):
+            m, n = n, m
+        if getattr(options, "adjY", False):
+            p, q = q, p
+        if m != 1 or q != 1 or n != p or rows != others:
+            return None
+        same = [x for x in self._with_rows(a, n) if x in self._with_rows(b, n)]
+        return ("dot", same[-1]) if same else None
+
+    def _matrix(self, tensor: int) -> list[int]:
+        """Returns a shape with two dimensions at least."""
+        shape = self.shape(tensor)
+        return shape if len(shape) > 1 else [0, 0]
+
+    def _with_rows(self, tensor: int, size: int) -> list[int]:
+        """Returns a tensor, and what it was reshaped from, as far as they have rows."""
+        found = [tensor]
+        op = self.producer(tensor)
+        if op is not None and self._builtins[op] in _RESHAPES and self.canonical(op):
+            found.append(self._inputs[op][0])
+        return [i for i in found if self.shape(i)[-1:] == [size]]
 
     def _axes(self, tensor: int, rank: int) -> list[int] | None:
         data = edit.constant_data(self._model, self._tensors[tensor])
