@@ -1,7 +1,7 @@
 """Counts the test cases in the XML reports below folders of Bazel's test logs.
 
-Prints `PASSED FAILED SKIPPED` on stdout, and every failed and skipped case with its
-reason on stderr.
+Prints `PASSED FAILED SKIPPED` on stdout; on stderr the skipped cases, those of a target
+with one reason in a line, and after them every failed case.
 """
 
 import collections
@@ -35,7 +35,9 @@ def outcome_of(
 
 
 def main() -> None:
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
+    skipped: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    failed = []
     # Several test commands may have left their reports in the same folder.
     for folder in dict.fromkeys(sys.argv[1:]):
         # bazel-testlogs is a symbolic link, which rglob does not follow.
@@ -46,12 +48,20 @@ def main() -> None:
         for report in reports:
             reasons = skip_reasons(report.with_name("test.log"))
             for case in ElementTree.parse(report).iter("testcase"):
-                outcome, reason = outcome_of(case, reasons)
+                outcome, message = outcome_of(case, reasons)
+                reason = " ".join((message or "no reason").split())
                 counts[outcome] += 1
-                if outcome != "passed":
-                    name = f"{case.get('classname', '')}.{case.get('name')}"
-                    target = report.parent.relative_to(logs)
-                    print(f"{outcome}: //{target} {name}: {reason}", file=sys.stderr)
+                name = f"{case.get('classname', '')}.{case.get('name')}"
+                target = f"//{report.parent.relative_to(logs)}"
+                if outcome == "skipped":
+                    skipped[target, reason].append(name)
+                elif outcome == "failed":
+                    failed.append(f"{target} {name}: {reason[:400]}")
+    for (target, reason), names in skipped.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(f"skipped: {target} {names[0]}{more}: {reason}", file=sys.stderr)
+    for failure in failed:
+        print(f"failed: {failure}", file=sys.stderr)
     print(counts["passed"], counts["failed"], counts["skipped"])
 
 
