@@ -406,8 +406,11 @@ class CompositeTest(parameterized.TestCase):
             operator.outputs = list(b.model.subgraphs[subgraph].outputs)
             operator.builtinOptions2.decompositionSubgraphIndex = target
             b.model.subgraphs[subgraph].operators = [operator]
+        content = flatbuffer.to_bytes(b.model)
         with self.assertRaisesRegex(ValueError, "calls itself"):
-            arn.fuse(flatbuffer.to_bytes(b.model))
+            arn.fuse(content)
+        with self.assertRaisesRegex(ValueError, "calls itself"):
+            arn.Interpreter(model_content=content)
 
     def test_without_weight(self):
         """One of somebody else gets one of ones, which vendors' parsers read."""

@@ -81,6 +81,9 @@ def _resolve_custom_calls(content: verify.Content, name: str) -> bytes | None:
     while an unresolved CUSTOM operator may be claimed by a delegate.
     """
     codes = flatbuffer.read_builtin_codes(content, name)
+    if schema.BuiltinOperator.STABLEHLO_COMPOSITE in codes:
+        # The runtime dies of a decomposition that calls itself; this is an error.
+        flatbuffer.read(content, name)
     if schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL not in codes:
         return None
     model = flatbuffer.read(content, name)
@@ -114,9 +117,10 @@ def _is_utf8(name: str) -> bool:
 class Interpreter(litert.Interpreter):  # type: ignore[misc]
     """A LiteRT interpreter that runs `ai_edge_torch.rms_norm` and `add_rms_norm`.
 
-    All three encodings run on the fused kernels, a composite where its decomposition
-    is an RMSNorm. Everything else is the stock interpreter's: pass its arguments, use
-    its methods (signatures, resize_tensor_input, ...).
+    Every encoding runs on the fused kernels: a composite where its decomposition is an
+    RMSNorm, decomposed norms in the range-safe form (or see fuse_decomposed).
+    Everything else is the stock interpreter's: pass its arguments, use its methods
+    (signatures, resize_tensor_input, ...).
 
     Args:
       model_path: Path of a .tflite.
