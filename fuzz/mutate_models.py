@@ -7,8 +7,9 @@ results run with the delegate; if the stock interpreter runs the mutant itself, 
 numbers must be the same. All of that happens in child processes with limits of time
 and memory; one that dies is replaced, and the step repeated. Anything but a result or
 a ValueError (of the runtime also RuntimeError) is a failure; a crash that the stock
-interpreter has, too, is counted apart, and so are numbers that have no meaning. The mutants follow from the seed alone. Ends
-with a line of figures and, on failures, status 1.
+interpreter has, too, is counted apart, and so are numbers that have no meaning. The
+mutants follow from the seed alone. Ends with a line of figures and, on failures,
+status 1.
 """
 
 import argparse

@@ -279,6 +279,13 @@ def _dot(b: Builder, x: int, other: int | None = None, adjoint: bool = False) ->
     return b.reshape(product, (*rows, 1))
 
 
+def _misshapen(b: Builder, data: np.ndarray, shape: Sequence[int]) -> int:
+    """A constant of data that another shape would have."""
+    index = b.constant(data, data.dtype)
+    b.subgraph.tensors[index].shape = list(shape)
+    return index
+
+
 def _over_n(b: Builder, total: int) -> int:
     return b("DIV", total, b.constant(float(SIZE)))
 
@@ -548,6 +555,15 @@ NORMS = [
         _dequantized_weight((1, 1, SIZE)),
         is_composite=False,
     ),
+    # It stays a MUL.
+    Case(
+        "weight_of_more_data",
+        lambda b, x, w: _norm(
+            b, x, _inverse(b, x), _misshapen(b, np.tile(WEIGHT, 2), (SIZE,))
+        ),
+        has_weight=False,
+        is_composite=False,
+    ),
     # The types and shapes of x.
     Case(
         "float16",
@@ -610,6 +626,20 @@ OTHERS = [
         lambda x, w: (
             x * torch.rsqrt(x.square().mean((1, 2), keepdim=True) + EPSILON) * w
         ),
+        _NOT_LAST,
+    ),
+    Case(
+        "axes_of_no_elements",
+        _from_mean(
+            lambda b, x: b(
+                "MEAN",
+                _square(b, x),
+                _misshapen(b, np.array([-1], np.int32), (0,)),
+                shape=_row(b, x),
+                keepDims=True,
+            )
+        ),
+        None,
         _NOT_LAST,
     ),
     Case(

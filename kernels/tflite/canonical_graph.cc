@@ -501,17 +501,25 @@ bool CanonicalGraph::IsBroadcastTo(const CanonicalNode& node) const {
          std::equal(sizes->begin(), sizes->end(), output.begin(), output.end());
 }
 
+bool CanonicalGraph::HasElements(int index, int64_t count,
+                                 std::size_t size) const {
+  const TfLiteTensor& t = tensor(index);
+  return IsStored(index) && t.sparsity == nullptr &&
+         t.bytes == static_cast<std::size_t>(count) * size &&
+         NumElements({t.dims->size, t.dims->data}) == count;
+}
+
 std::optional<std::vector<int>> CanonicalGraph::Integers(int index) const {
   // More than any list of axes or sizes has.
-  constexpr std::size_t kMaxIntegers = 64;
+  constexpr int64_t kMaxIntegers = 64;
   const TfLiteTensor& t = tensor(index);
   const std::size_t size = t.type == kTfLiteInt64 ? 8 : 4;
-  if (!IsStored(index) || (t.type != kTfLiteInt32 && t.type != kTfLiteInt64) ||
-      t.sparsity != nullptr || t.bytes % size != 0 ||
-      t.bytes / size > kMaxIntegers) {
+  const int64_t count = NumElements({t.dims->size, t.dims->data});
+  if ((t.type != kTfLiteInt32 && t.type != kTfLiteInt64) || count < 0 ||
+      count > kMaxIntegers || !HasElements(index, count, size)) {
     return std::nullopt;
   }
-  std::vector<int> integers(t.bytes / size);
+  std::vector<int> integers(count);
   const auto* data = static_cast<const uint8_t*>(t.data);
   for (std::size_t i = 0; i < integers.size(); ++i) {
     integers[i] = size == 4 ? Load<int32_t>(data + 4 * i)
@@ -526,17 +534,11 @@ std::optional<double> CanonicalGraph::Scalar(int index) const {
       node != kNone && nodes_[node].op == Operator::kBroadcast;
   const int source = Source(broadcast ? nodes_[node].a : index);
   const TfLiteTensor& t = tensor(source);
-  if (!IsStored(source) || t.sparsity != nullptr) return std::nullopt;
-  if (t.type == kTfLiteFloat32 && t.bytes == sizeof(float)) {
-    return Load<float>(t.data);
+  ElementType type;
+  if (!ToElementType(t.type, &type) || !HasElements(source, 1, SizeOf(type))) {
+    return std::nullopt;
   }
-  if (t.type == kTfLiteFloat16 && t.bytes == sizeof(Float16)) {
-    return ToFloat(Load<Float16>(t.data));
-  }
-  if (t.type == kTfLiteBFloat16 && t.bytes == sizeof(BFloat16)) {
-    return ToFloat(Load<BFloat16>(t.data));
-  }
-  return std::nullopt;
+  return WidenElement(t.data, type);
 }
 
 bool CanonicalGraph::KeepsValue(const CanonicalNode& node) const {

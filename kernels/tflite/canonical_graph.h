@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -140,6 +141,9 @@ class CanonicalGraph {
   // one of them only.
   template <std::size_t n>
   std::array<ShapeView, n> Shapes(const std::array<int, n>& tensors) const;
+  // Whether a tensor is a dense constant of so many elements, by its shape and
+  // by its data.
+  bool HasElements(int tensor, int64_t count, std::size_t size) const;
   // The integers of a constant.
   std::optional<std::vector<int>> Integers(int tensor) const;
 

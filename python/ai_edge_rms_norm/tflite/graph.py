@@ -1,6 +1,7 @@
 """A subgraph of a .tflite as the grammar of RMSNorm sees it (`pattern.Graph`)."""
 
 import collections
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,8 @@ _TYPE_NAMES: dict[int, str] = {
 }
 _HALF_TYPES = (_TYPE.FLOAT16, _TYPE.BFLOAT16)
 _FLOAT_TYPES = (_TYPE.FLOAT32, *_HALF_TYPES)
+# Bytes of an element, of the types of constants that are read.
+_SIZES = {_TYPE.FLOAT32: 4, _TYPE.INT32: 4, **dict.fromkeys(_HALF_TYPES, 2)}
 
 # Kind by operator, for those with one operand that counts.
 _UNARY = {
@@ -207,6 +210,15 @@ class Graph:
         types += [self.dtype(i) for i in operands]
         return len(set(types)) == 1
 
+    def _elements(self, tensor: int) -> np.ndarray | None:
+        """Returns the data of a dense constant; None if it is not that of its shape."""
+        stored = self._tensors[tensor]
+        data = edit.constant_data(self._model, stored)
+        if data is None or stored.type not in _SIZES or stored.sparsity is not None:
+            return None
+        shape = [] if stored.shape is None else [int(size) for size in stored.shape]
+        return data if len(data) == _SIZES[stored.type] * math.prod(shape) else None
+
     def _has_data(self, tensor: int) -> bool:
         return edit.constant_data(self._model, self._tensors[tensor]) is not None
 
@@ -259,8 +271,8 @@ class Graph:
         return [i for i in found if self.shape(i)[-1:] == [size]]
 
     def _axes(self, tensor: int, rank: int) -> list[int] | None:
-        data = edit.constant_data(self._model, self._tensors[tensor])
-        if data is None or self.dtype(tensor) != _TYPE.INT32 or len(data) % 4:
+        data = self._elements(tensor)
+        if data is None or self.dtype(tensor) != _TYPE.INT32:
             return None
         axes = np.frombuffer(bytes(data), np.int32).tolist()
         if not all(-rank <= axis < rank for axis in axes):
@@ -285,15 +297,14 @@ class Graph:
 
     def scalar(self, tensor: int) -> float | None:
         stored = self.stored(tensor)
-        dtype = self.dtype(stored)
-        data = edit.constant_data(self._model, self._tensors[stored])
-        size = 4 if dtype == _TYPE.FLOAT32 else 2
-        if dtype not in _FLOAT_TYPES or data is None or len(data) != size:
+        dtype, data = self.dtype(stored), self._elements(stored)
+        if dtype not in _FLOAT_TYPES or data is None or len(data) != _SIZES[dtype]:
             return None
         content = bytes(data)
         if dtype == _TYPE.BFLOAT16:  # The upper half of a float32.
             return float(np.frombuffer(b"\0\0" + content, np.float32)[0])
-        return float(np.frombuffer(content, np.float16 if size == 2 else np.float32)[0])
+        half = dtype == _TYPE.FLOAT16
+        return float(np.frombuffer(content, np.float16 if half else np.float32)[0])
 
     def epsilon(self, tensor: int) -> float:
         value = self.scalar(tensor)
@@ -318,6 +329,8 @@ class Graph:
             or self.dtype(tensor) not in _FLOAT_TYPES
             or self._tensors[tensor].sparsity is not None
         ):
+            return False
+        if self.is_constant(tensor) and self._elements(self.stored(tensor)) is None:
             return False
         # A computed tensor cannot be given another rank, but a constant can.
         return not leading or self.can_be_flattened(tensor)
