@@ -16,7 +16,9 @@ litert_torch is, `litert_torch.convert` lowers them.
 """
 
 import importlib
+import importlib.util
 import sys
+import types
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -24,61 +26,6 @@ from ai_edge_rms_norm import post_import
 
 __version__ = "0.2.0"
 
-if TYPE_CHECKING:
-    from ai_edge_rms_norm import backends as backends
-    from ai_edge_rms_norm.conversion.converter import Converter as Converter
-    from ai_edge_rms_norm.conversion.converter import convert as convert
-    from ai_edge_rms_norm.conversion.converter import signature as signature
-    from ai_edge_rms_norm.ops.nn import RMSNorm as RMSNorm
-    from ai_edge_rms_norm.ops.replace import ReplacedModule as ReplacedModule
-    from ai_edge_rms_norm.ops.replace import ReplaceReport as ReplaceReport
-    from ai_edge_rms_norm.ops.replace import SkippedModule as SkippedModule
-    from ai_edge_rms_norm.ops.replace import replace_rms_norm as replace_rms_norm
-    from ai_edge_rms_norm.ops.rms_norm import add_rms_norm as add_rms_norm
-    from ai_edge_rms_norm.ops.rms_norm import rms_norm as rms_norm
-    from ai_edge_rms_norm.runtime import compiled_model as compiled_model
-    from ai_edge_rms_norm.runtime.check import CheckedNorm as CheckedNorm
-    from ai_edge_rms_norm.runtime.check import CheckReport as CheckReport
-    from ai_edge_rms_norm.runtime.check import check as check
-    from ai_edge_rms_norm.runtime.interpreter import Interpreter as Interpreter
-    from ai_edge_rms_norm.runtime.interpreter import delegate_path as delegate_path
-    from ai_edge_rms_norm.runtime.interpreter import kernel_variant as kernel_variant
-    from ai_edge_rms_norm.runtime.interpreter import kernel_variants as kernel_variants
-    from ai_edge_rms_norm.runtime.model import Model as Model
-    from ai_edge_rms_norm.runtime.model import fuse as fuse
-    from ai_edge_rms_norm.tflite.encoding import Encoding as Encoding
-    from ai_edge_rms_norm.tflite.encoding import RmsNormOp as RmsNormOp
-    from ai_edge_rms_norm.tflite.encoding import find_ops as find_ops
-    from ai_edge_rms_norm.tflite.encoding import translate as translate
-    from ai_edge_rms_norm.tflite.fuse import FusedNorm as FusedNorm
-    from ai_edge_rms_norm.tflite.fuse import FusionReport as FusionReport
-    from ai_edge_rms_norm.tflite.fuse import SkippedNorm as SkippedNorm
-
-# Where each public name is defined; type checkers read the imports above.
-_MODULES = {
-    "conversion.converter": ("Converter", "convert", "signature"),
-    "ops.nn": ("RMSNorm",),
-    "ops.replace": (
-        "ReplaceReport",
-        "ReplacedModule",
-        "SkippedModule",
-        "replace_rms_norm",
-    ),
-    "ops.rms_norm": ("add_rms_norm", "rms_norm"),
-    "runtime.check": ("CheckReport", "CheckedNorm", "check"),
-    "runtime.interpreter": (
-        "Interpreter",
-        "delegate_path",
-        "kernel_variant",
-        "kernel_variants",
-    ),
-    "runtime.model": ("Model", "fuse"),
-    "tflite.encoding": ("Encoding", "RmsNormOp", "find_ops", "translate"),
-    "tflite.fuse": ("FusedNorm", "FusionReport", "SkippedNorm"),
-}
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-# Modules that are public as a whole.
-_SUBMODULES = {"backends": "backends", "compiled_model": "runtime.compiled_model"}
 # Names before 0.2.
 _DEPRECATED = {
     "FuseReport": "FusionReport",
@@ -90,12 +37,30 @@ _DEPRECATED = {
     "find_nodes": "find_ops",
 }
 
-__all__ = sorted([*_HOMES, *_SUBMODULES])
+
+def _read_public_names() -> dict[str, str]:
+    """Returns from which module each public name is imported, and imports none."""
+    modules: dict[str, str] = {}
+
+    def record(
+        module: str, _globals: object, _locals: object, names: tuple[str, ...], _: int
+    ) -> types.SimpleNamespace:
+        modules.update(dict.fromkeys(names, module))
+        return types.SimpleNamespace(**dict.fromkeys(names))
+
+    spec = importlib.util.find_spec(f"{__name__}.public_names")
+    assert spec is not None and spec.loader is not None
+    public_names = importlib.util.module_from_spec(spec)
+    # An import statement calls the __import__ of the builtins that its module has.
+    vars(public_names)["__builtins__"] = {"__import__": record}
+    spec.loader.exec_module(public_names)
+    return modules
 
 
-def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{_SUBMODULES[name]}")
+_HOMES = _read_public_names()
+
+
+def _import_public_name(name: str) -> Any:
     if name in _DEPRECATED:
         new = _DEPRECATED[name]
         warnings.warn(
@@ -106,22 +71,29 @@ def __getattr__(name: str) -> Any:
         name = new
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
     try:
-        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        defined = vars(importlib.import_module(home))
+        # Else it is a module.
+        value = (
+            defined[name]
+            if name in defined
+            else importlib.import_module(f"{home}.{name}")
+        )
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{__name__}.{name} needs the package {error.name!r}, which"
-            f" {_remedy(_HOMES[name])}",
+            f" {_remedy(home)}",
             name=error.name,
         ) from error
     # The next time it is found without a call of this function.
-    globals()[name] = value = getattr(module, name)
+    globals()[name] = value
     return value
 
 
 def _remedy(home: str) -> str:
     """Says what installs all that a module of the package imports."""
-    layer = home.partition(".")[0]
+    layer = home.removeprefix(f"{__name__}.").partition(".")[0]
     if layer == "ops":
         return "pip install 'ai-edge-rms-norm[torch]' installs"
     if layer == "conversion":
@@ -133,7 +105,14 @@ def _remedy(home: str) -> str:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*_HOMES, "__version__"]
+
+
+if TYPE_CHECKING:
+    from ai_edge_rms_norm.public_names import *
+else:  # To type checkers, __getattr__ would say that every name exists.
+    __all__ = sorted(_HOMES)
+    __getattr__ = _import_public_name
 
 
 def _register_lowerings() -> None:

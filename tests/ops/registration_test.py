@@ -1,6 +1,5 @@
 """Imports in every order: the operators, their lowerings, and what is missing."""
 
-import ast
 import importlib
 import importlib.util
 import os
@@ -157,26 +156,6 @@ class PostImportTest(absltest.TestCase):
             importlib.import_module("arn_harmless")
         (message,) = (str(w.message) for w in caught)
         self.assertIn("arn_harmless: ZeroDivisionError", message)
-
-
-class PublicNamesTest(absltest.TestCase):
-    def test_type_checkers_see_the_names_of_run_time(self):
-        tree = ast.parse(pathlib.Path(arn.__file__).read_text())
-        (block,) = (
-            node
-            for node in tree.body
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        )
-        imported = {
-            alias.name: node.module for node in block.body for alias in node.names
-        }
-        self.assertCountEqual(imported, arn.__all__)
-        for name, module in imported.items():
-            self.assertIs(
-                getattr(arn, name),
-                getattr(importlib.import_module(module), name, None)
-                or importlib.import_module(f"{module}.{name}"),
-            )
 
 
 if __name__ == "__main__":
