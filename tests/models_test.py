@@ -12,8 +12,7 @@ from ai_edge_litert import interpreter as litert
 from litert_torch.generative.layers import kv_cache
 
 import ai_edge_rms_norm as arn
-from benchmarks import coverage
-from testing import architectures
+from testing import architectures, transformers_norms
 
 _PROMPT = [3, 141, 59, 26, 5, 35, 89, 79]
 _STEPS = 32
@@ -32,12 +31,12 @@ _NO_NORMS = {
 
 class CoverageTest(absltest.TestCase):
     def test_norms_of_transformers(self):
-        norms = [norm for norm in coverage.norm_classes() if norm.is_rms_norm]
+        norms = [norm for norm in transformers_norms.norm_classes() if norm.is_rms_norm]
         self.assertGreater(len(norms), 200)
-        bodies = coverage.bodies(norms)
+        bodies = transformers_norms.bodies(norms)
         proven = 0
         for norm, *copies in bodies.values():
-            outcome = coverage.examine(norm)
+            outcome = transformers_norms.examine(norm)
             reasons = (r for n, r in _NO_NORMS.items() if re.fullmatch(n, norm.name))
             with self.subTest(norm.name):
                 self.assertRegex(
