@@ -10,7 +10,8 @@ import importlib.metadata
 import pathlib
 import platform
 import subprocess
-import sys
+
+from ai_edge_rms_norm import processes
 
 __all__ = ["Finding", "diagnose"]
 
@@ -178,14 +179,7 @@ def _cpu_features() -> str:
 
 def _try(name: str, code: str, remedy: str, timeout: float) -> Finding:
     try:
-        result = subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
+        result = processes.run_python(code, timeout=timeout)
     except subprocess.TimeoutExpired:
         return Finding(name, False, f"no result within {timeout:g} s", remedy)
     if result.returncode == 0:

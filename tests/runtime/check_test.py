@@ -199,9 +199,8 @@ np.savez(folder / "outputs.npz", **{f"{i}_0": y[i] for i in range(len(runs))})
 
 
 def _stand_in(code: str, *arguments: str) -> mock._patch:
-    return mock.patch.object(
-        gpu, "_command", lambda folder: [sys.executable, "-c", code, folder, *arguments]
-    )
+    added = f"import sys; sys.argv += {arguments!r}\n"
+    return mock.patch.object(gpu, "_WORKER", added + code)
 
 
 class GpuTest(parameterized.TestCase):

@@ -151,17 +151,41 @@ def _document(
     }
 
 
-@app.command
-def fuse(
-    model: options.Model,
-    destination: _Output,
-    purpose: _For = None,
-    to: _To = None,
-    range_safe: options.RangeSafe = True,
-    dry_run: _DryRun = False,
-    in_place: _InPlace = False,
-    json: options.Json = False,
-) -> None:
+def _command(
+    rewrite: Callable[..., rewriting.RewrittenFile],
+) -> Callable[[Callable[[], None]], Callable[..., None]]:
+    """Returns a decorator that makes a command of a function's name and docstring."""
+
+    def decorator(function: Callable[[], None]) -> Callable[..., None]:
+        def run(
+            model: options.Model,
+            destination: _Output,
+            purpose: _For = None,
+            to: _To = None,
+            range_safe: options.RangeSafe = True,
+            dry_run: _DryRun = False,
+            in_place: _InPlace = False,
+            json: options.Json = False,
+        ) -> None:
+            _rewrite(
+                rewrite,
+                model,
+                destination,
+                _encoding(purpose, to),
+                range_safe=range_safe,
+                dry_run=dry_run,
+                in_place=in_place,
+                json=json,
+            )
+
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        return app.command(run)
+
+    return decorator
+
+
+@_command(rewriting.fuse_file)
+def fuse() -> None:
     r"""Write a file with every norm in one encoding.
 
     Without --for and --to, for a runtime with the delegate.
@@ -173,29 +197,10 @@ def fuse(
       ai-edge-rms-norm fuse model.tflite model.tflite --in-place
       ai-edge-rms-norm fuse model.tflite fused.tflite --dry-run
     """
-    _rewrite(
-        rewriting.fuse_file,
-        model,
-        destination,
-        _encoding(purpose, to),
-        range_safe=range_safe,
-        dry_run=dry_run,
-        in_place=in_place,
-        json=json,
-    )
 
 
-@app.command
-def translate(
-    model: options.Model,
-    destination: _Output,
-    purpose: _For = None,
-    to: _To = None,
-    range_safe: options.RangeSafe = True,
-    dry_run: _DryRun = False,
-    in_place: _InPlace = False,
-    json: options.Json = False,
-) -> None:
+@_command(rewriting.translate_file)
+def translate() -> None:
     r"""Write a file with its norm operators in another encoding.
 
     Unlike fuse, it leaves decomposed norms of other tools alone.
@@ -205,13 +210,3 @@ def translate(
       ai-edge-rms-norm translate model.tflite custom.tflite --to custom
       ai-edge-rms-norm translate model.tflite gpu.tflite --for gpu
     """
-    _rewrite(
-        rewriting.translate_file,
-        model,
-        destination,
-        _encoding(purpose, to),
-        range_safe=range_safe,
-        dry_run=dry_run,
-        in_place=in_place,
-        json=json,
-    )

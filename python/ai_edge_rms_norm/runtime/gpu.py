@@ -7,18 +7,23 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ai_edge_rms_norm import processes
 from ai_edge_rms_norm.runtime import compare
 
 __all__ = ["GpuOutcome", "GpuResult", "GpuRun", "Run", "compare_with_cpu", "run_on_gpu"]
 
 _TIMEOUT = 300.0  # Seconds; large models spend minutes in the compiler of shaders.
+_WORKER = """
+import sys
+from ai_edge_rms_norm.runtime import gpu_worker
+gpu_worker.main(sys.argv[1])
+"""
 # Below it, two outputs do not say the same.
 _MIN_COSINE = 0.99
 _ATOL = 1e-5
@@ -186,28 +191,11 @@ def run_on_gpu(
             json.dumps({"float32": float32, "runs": request})
         )
         try:
-            process = subprocess.run(
-                _command(name),
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                errors="replace",
-                timeout=timeout,
-            )
+            process = processes.run_python(_WORKER, name, timeout=timeout)
         except subprocess.TimeoutExpired:
             message = f"no result within {timeout:g} s"
             return GpuRun(GpuOutcome.TIMED_OUT, message)
         return _result(folder, process, runs)
-
-
-def _command(folder: str) -> list[str]:
-    """Returns the command that starts the worker; a place for tests."""
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}\n"
-        "from ai_edge_rms_norm.runtime import gpu_worker\n"
-        f"gpu_worker.main({folder!r})"
-    )
-    return [sys.executable, "-c", code]
 
 
 def _result(

@@ -15,7 +15,6 @@ There is no later release; tests/tensorflow_backend/tensorflow_ai_edge_torch_tes
 runs them all.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,15 +35,9 @@ class AiEdgeTorch(interface.FrontEnd):
     module = "ai_edge_torch"
     name = interface.distribution("ai-edge-torch")
     converter = None
+    lowerings = lowerings
     ir = export.ir
     stablehlo = export.stablehlo
-
-    def lower(
-        self, operator: Any
-    ) -> Callable[[interface.Lowering], interface.Lowering]:
-        decorator: Callable[[interface.Lowering], interface.Lowering]
-        decorator = lowerings.lower(operator)
-        return decorator
 
     def export_decomposed(
         self, signature: interface.Signature

@@ -78,6 +78,7 @@ class FrontEnd(abc.ABC):
       module: Name of its Python package.
       name: Distribution and version, for messages.
       converter: Distribution and version of litert-converter; None without it.
+      lowerings: Its registry of lowerings, a module.
       ir: Its MLIR bindings, a module like `mlir.ir`.
       stablehlo: The bindings of the StableHLO dialect.
     """
@@ -85,12 +86,9 @@ class FrontEnd(abc.ABC):
     module: str
     name: str
     converter: str | None
+    lowerings: Any
     ir: Any
     stablehlo: Any
-
-    @abc.abstractmethod
-    def lower(self, operator: Any) -> Callable[[Lowering], Lowering]:
-        """Returns a decorator that registers the lowering of a torch operator."""
 
     @abc.abstractmethod
     def export_decomposed(self, signature: Signature) -> torch.export.ExportedProgram:
@@ -118,6 +116,11 @@ class FrontEnd(abc.ABC):
           specs: The children of a spec.
           context: The context of that spec: its keys, if it is a dict.
         """
+
+    def lower(self, operator: Any) -> Callable[[Lowering], Lowering]:
+        """Returns a decorator that registers the lowering of a torch operator."""
+        decorator: Callable[[Lowering], Lowering] = self.lowerings.lower(operator)
+        return decorator
 
     def convert(
         self,

@@ -18,7 +18,7 @@ tests/conversion/torch_frontend_test.py notices when one of these changes.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import litert_torch
@@ -76,15 +76,9 @@ class LitertTorch(interface.FrontEnd):
     module = "litert_torch"
     name = interface.distribution("litert-torch")
     converter = interface.distribution("litert-converter")
+    lowerings = lowerings
     ir = ir
     stablehlo = stablehlo
-
-    def lower(
-        self, operator: Any
-    ) -> Callable[[interface.Lowering], interface.Lowering]:
-        decorator: Callable[[interface.Lowering], interface.Lowering]
-        decorator = lowerings.lower(operator)
-        return decorator
 
     def export_decomposed(
         self, signature: interface.Signature
