@@ -1,9 +1,10 @@
 """Builds .tflite models operator by operator, for tests and benchmarks."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
@@ -18,6 +19,7 @@ _OPTIONS = schema.BuiltinOptions
 _TYPES: dict[Any, int] = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.float16): schema.TensorType.FLOAT16,
+    np.dtype(ml_dtypes.bfloat16): schema.TensorType.BFLOAT16,
     np.dtype(np.int8): schema.TensorType.INT8,
     np.dtype(np.uint8): schema.TensorType.UINT8,
     np.dtype(np.int32): schema.TensorType.INT32,
@@ -46,6 +48,7 @@ class Builder:
             operatorCodes=[],
             buffers=[schema.BufferT()],
             subgraphs=[self.subgraph],
+            signatureDefs=[],
         )
 
     @staticmethod
@@ -166,18 +169,26 @@ class Builder:
         if signature is not None and list(signature) == list(shape):
             signature = None
         output = self.tensor(shape, np.dtype(dtype), signature=signature)
-        self.subgraph.operators.append(
-            schema.OperatorT(
-                opcodeIndex=edit.intern_operator_code(
-                    self.model, getattr(_OP, name), version=_VERSIONS.get(name, 1)
-                ),
-                inputs=list(inputs),
-                outputs=[output],
-                builtinOptions=options,
-                builtinOptionsType=options_type,
-            )
+        code = edit.intern_operator_code(
+            self.model, getattr(_OP, name), version=_VERSIONS.get(name, 1)
+        )
+        self._operator(
+            code,
+            inputs,
+            [output],
+            builtinOptions=options,
+            builtinOptionsType=options_type,
         )
         return output
+
+    def _operator(
+        self, code: int, inputs: Sequence[int], outputs: Sequence[int], **fields: Any
+    ) -> None:
+        self.subgraph.operators.append(
+            schema.OperatorT(
+                opcodeIndex=code, inputs=list(inputs), outputs=list(outputs), **fields
+            )
+        )
 
     def reduce(
         self,
@@ -212,28 +223,64 @@ class Builder:
         """Appends RESHAPE, or another operator that is given a shape."""
         return self(name, x, self.constant(list(shape), np.int32), shape=shape)
 
+    def custom(
+        self,
+        name: str,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: Mapping[str, Any] | bytes | None,
+    ) -> None:
+        """Appends a custom operator."""
+        code = edit.intern_operator_code(self.model, _OP.CUSTOM, name)
+        data = None if options is None else _flexbuffer(options)
+        self._operator(code, inputs, outputs, customOptions=data)
+
     def composite(
         self,
         inputs: Sequence[int],
         outputs: Sequence[int],
         subgraph: int,
-        epsilon: float,
+        epsilon: float = 1e-3,
+        attributes: Mapping[str, Any] | bytes | None = None,
     ) -> None:
-        """Appends the composite odml.rms_norm with that decomposition."""
-        attributes = flexbuffers.Dumps({"epsilon": epsilon})
+        """Appends the composite odml.rms_norm with that decomposition.
+
+        `attributes` are the ones that it has instead of the epsilon.
+        """
+        if attributes is None:
+            attributes = {"epsilon": epsilon}
         code = edit.intern_operator_code(self.model, _OP.STABLEHLO_COMPOSITE)
         options_type = schema.BuiltinOptions2.StableHLOCompositeOptions
-        self.subgraph.operators.append(
-            schema.OperatorT(
-                opcodeIndex=code,
-                inputs=list(inputs),
-                outputs=list(outputs),
-                builtinOptions2Type=options_type,
-                builtinOptions2=schema.StableHLOCompositeOptionsT(
-                    name=b"odml.rms_norm",
-                    decompositionSubgraphIndex=subgraph,
-                    compositeAttributes=np.frombuffer(attributes, np.uint8),
-                ),
+        options = schema.StableHLOCompositeOptionsT(
+            name=b"odml.rms_norm",
+            decompositionSubgraphIndex=subgraph,
+            compositeAttributes=_flexbuffer(attributes),
+        )
+        self._operator(
+            code,
+            inputs,
+            outputs,
+            builtinOptions2Type=options_type,
+            builtinOptions2=options,
+        )
+
+    def serve(
+        self,
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, int],
+        name: str = "serving_default",
+    ) -> None:
+        """Appends a signature of the subgraph."""
+
+        def maps(tensors: Mapping[str, int]) -> list[schema.TensorMapT]:
+            return [schema.TensorMapT(key.encode(), i) for key, i in tensors.items()]
+
+        self.model.signatureDefs.append(
+            schema.SignatureDefT(
+                inputs=maps(inputs),
+                outputs=maps(outputs),
+                signatureKey=name.encode(),
+                subgraphIndex=self.model.subgraphs.index(self.subgraph),
             )
         )
 
@@ -241,3 +288,9 @@ class Builder:
         """Returns the model with these outputs of the subgraph."""
         self.subgraph.outputs = list(outputs)
         return flatbuffer.to_bytes(self.model)
+
+
+def _flexbuffer(value: Mapping[str, Any] | bytes) -> npt.NDArray[np.uint8]:
+    """Returns a map as a FlexBuffer; bytes are one, or what a test puts there."""
+    data = flexbuffers.Dumps(value) if isinstance(value, Mapping) else value
+    return np.frombuffer(bytes(data), np.uint8)

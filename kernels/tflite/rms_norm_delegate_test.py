@@ -1,21 +1,24 @@
 """Runs .tflite models through LiteRT with the delegate as external delegate.
 
-By hand: python3 rms_norm_delegate_test.py --delegate=<librms_norm_delegate.so>
+By hand: PYTHONPATH=python:. python3 kernels/tflite/rms_norm_delegate_test.py
+--delegate=<librms_norm_delegate.so>
 """
 
 import concurrent.futures
+import contextlib
 import ctypes
 import os
 import subprocess
 
-import flatbuffers
 import ml_dtypes
 import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
-from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
+
+from ai_edge_rms_norm.tflite import flatbuffer
+from testing.tflite_builder import Builder
 
 _DELEGATE = flags.DEFINE_string(
     "delegate",
@@ -23,16 +26,6 @@ _DELEGATE = flags.DEFINE_string(
     "Path of the delegate.",
 )
 
-_OP = schema.BuiltinOperator
-_OPTIONS = schema.BuiltinOptions
-_OPTIONS_2 = schema.BuiltinOptions2
-_TENSOR_TYPES = {
-    np.dtype(np.float32): schema.TensorType.FLOAT32,
-    np.dtype(np.float16): schema.TensorType.FLOAT16,
-    np.dtype(ml_dtypes.bfloat16): schema.TensorType.BFLOAT16,
-    np.dtype(np.int32): schema.TensorType.INT32,
-    np.dtype(np.int8): schema.TensorType.INT8,
-}
 # Relative error of one rounding to the type, and of the float32 kernel.
 _TOLERANCE = {
     np.dtype(np.float32): 2e-6,
@@ -47,213 +40,21 @@ def _rms_norm(x, weight=None, epsilon=1e-6):
     return y if weight is None else y * np.asarray(weight, np.float64)
 
 
-class _Subgraph:
-    """Adds tensors and operators to one subgraph of a model."""
-
-    def __init__(self, model: "_Model", name: str):
-        self._model = model
-        self.graph = schema.SubGraphT(
-            tensors=[], inputs=[], outputs=[], operators=[], name=name.encode()
-        )
-
-    def tensor(self, shape, dtype=np.float32, data=None, signature=None) -> int:
-        buffer = 0
-        if data is not None:
-            data = np.ascontiguousarray(data, dtype)
-            buffer = self._model.buffer(data.tobytes())
-        index = len(self.graph.tensors)
-        self.graph.tensors.append(
-            schema.TensorT(
-                shape=list(shape),
-                type=_TENSOR_TYPES[np.dtype(dtype)],
-                buffer=buffer,
-                name=f"t{index}".encode(),
-                shapeSignature=signature,
-            )
-        )
-        return index
-
-    def constant(self, data, dtype=np.float32) -> int:
-        return self.tensor(np.shape(data), dtype, data)
-
-    def input(self, shape, dtype=np.float32, signature=None) -> int:
-        index = self.tensor(shape, dtype, signature=signature)
-        self.graph.inputs.append(index)
-        return index
-
-    def output(self, index: int) -> None:
-        self.graph.outputs.append(index)
-
-    def like(self, index: int) -> int:
-        tensor = self.graph.tensors[index]
-        self.graph.tensors.append(
-            schema.TensorT(
-                shape=list(tensor.shape),
-                type=tensor.type,
-                buffer=0,
-                name=f"t{len(self.graph.tensors)}".encode(),
-                shapeSignature=tensor.shapeSignature,
-            )
-        )
-        return len(self.graph.tensors) - 1
-
-    def operator(self, code, inputs, outputs, **fields) -> None:
-        self.graph.operators.append(
-            schema.OperatorT(
-                opcodeIndex=self._model.operator_code(code),
-                inputs=list(inputs),
-                outputs=list(outputs),
-                **fields,
-            )
-        )
-
-    def rms_norm(self, x, *weight, epsilon=1e-6, options=None, y=None) -> int:
-        y = self.like(x) if y is None else y
-        if options is None:
-            options = flexbuffers.Dumps({"epsilon": epsilon})
-        self.operator(
-            "ai_edge_torch.rms_norm",
-            [x, *weight],
-            [y],
-            customOptions=np.frombuffer(bytes(options), np.uint8),
-        )
-        return y
-
-    def add_rms_norm(self, x, residual, *weight, epsilon=1e-6) -> tuple[int, int]:
-        outputs = self.like(x), self.like(x)
-        self.operator(
-            "ai_edge_torch.add_rms_norm",
-            [x, residual, *weight],
-            outputs,
-            customOptions=np.frombuffer(
-                bytes(flexbuffers.Dumps({"epsilon": epsilon})), np.uint8
-            ),
-        )
-        return outputs
-
-    def composite(self, x, *weight, decomposition, attributes, y=None) -> int:
-        y = self.like(x) if y is None else y
-        self.operator(
-            _OP.STABLEHLO_COMPOSITE,
-            [x, *weight],
-            [y],
-            builtinOptions2Type=_OPTIONS_2.StableHLOCompositeOptions,
-            builtinOptions2=schema.StableHLOCompositeOptionsT(
-                name=b"odml.rms_norm",
-                decompositionSubgraphIndex=decomposition,
-                compositeAttributes=np.frombuffer(
-                    bytes(flexbuffers.Dumps(attributes)), np.uint8
-                ),
-            ),
-        )
-        return y
-
-    def shape(self, index: int) -> list[int]:
-        return list(self.graph.tensors[index].shape)
-
-    def binary(self, name: str, x: int, y: int, activation=0) -> int:
-        options = {"fusedActivationFunction": activation} if activation else {}
-        return self.op(name, x, y, **options)
-
-    def op(self, name: str, *inputs, shape=None, dtype=None, **fields) -> int:
-        """Appends a builtin operator; its output has the broadcast shape."""
-        if shape is None:
-            shape = np.broadcast_shapes(*(self.shape(i) for i in inputs))
-        output = self.tensor(shape)
-        tensor = self.graph.tensors[output]
-        tensor.type = (
-            self.graph.tensors[inputs[0]].type
-            if dtype is None
-            else _TENSOR_TYPES[np.dtype(dtype)]
-        )
-        prefix = {
-            **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX"), "Reducer"),
-            "EXPAND_DIMS": "ExpandDims",
-            "BROADCAST_TO": "BroadcastTo",
-            "MAXIMUM": "MaximumMinimum",
-            "MINIMUM": "MaximumMinimum",
-        }.get(name, name.capitalize())
-        options = {}
-        if hasattr(schema, f"{prefix}OptionsT"):
-            options["builtinOptionsType"] = getattr(_OPTIONS, f"{prefix}Options")
-            options["builtinOptions"] = getattr(schema, f"{prefix}OptionsT")()
-            for field, value in fields.items():
-                setattr(options["builtinOptions"], field, value)
-        self.operator(getattr(_OP, name), inputs, [output], **options)
-        return output
-
-    def reduce(self, name: str, x: int, axes=(-1,), keep_dims=True) -> int:
-        rank = len(self.shape(x))
-        axes = [axis % rank for axis in axes]
-        shape = [1 if i in axes else n for i, n in enumerate(self.shape(x))]
-        if not keep_dims:
-            shape = [n for i, n in enumerate(shape) if i not in axes]
-        constant = self.constant(axes, np.int32)
-        return self.op(name, x, constant, shape=shape, keepDims=keep_dims)
-
-    def reshape(self, x: int, shape) -> int:
-        return self.op("RESHAPE", x, self.constant(shape, np.int32), shape=shape)
-
-    def name_tensor(self, index: int, name: str) -> int:
-        self.graph.tensors[index].name = name.encode()
-        return index
+def _norm(g, x, *weight, epsilon=1e-6, options=None, y=None):
+    """Appends the operator rms_norm."""
+    y = g.like(g.subgraph.tensors[x]) if y is None else y
+    if options is None:
+        options = {"epsilon": epsilon}
+    g.custom("ai_edge_torch.rms_norm", [x, *weight], [y], options)
+    return y
 
 
-class _Model:
-    def __init__(self):
-        self._model = schema.ModelT(
-            version=3,
-            operatorCodes=[],
-            subgraphs=[],
-            buffers=[schema.BufferT()],
-            signatureDefs=[],
-        )
-        self._codes = {}
-
-    def buffer(self, data: bytes) -> int:
-        self._model.buffers.append(schema.BufferT(data=np.frombuffer(data, np.uint8)))
-        return len(self._model.buffers) - 1
-
-    def operator_code(self, code) -> int:
-        if code not in self._codes:
-            self._codes[code] = len(self._codes)
-            builtin = _OP.CUSTOM if isinstance(code, str) else code
-            self._model.operatorCodes.append(
-                schema.OperatorCodeT(
-                    builtinCode=builtin,
-                    deprecatedBuiltinCode=min(builtin, 127),
-                    customCode=code.encode() if isinstance(code, str) else None,
-                    version=2 if code == _OP.BROADCAST_TO else 1,
-                )
-            )
-        return self._codes[code]
-
-    def subgraph(self, name="main") -> _Subgraph:
-        subgraph = _Subgraph(self, name)
-        self._model.subgraphs.append(subgraph.graph)
-        return subgraph
-
-    def signature(self, subgraph: int) -> None:
-        graph = self._model.subgraphs[subgraph]
-        self._model.signatureDefs.append(
-            schema.SignatureDefT(
-                inputs=[
-                    schema.TensorMapT(f"x{i}".encode(), t)
-                    for i, t in enumerate(graph.inputs)
-                ],
-                outputs=[
-                    schema.TensorMapT(f"y{i}".encode(), t)
-                    for i, t in enumerate(graph.outputs)
-                ],
-                signatureKey=graph.name,
-                subgraphIndex=subgraph,
-            )
-        )
-
-    def finish(self) -> bytes:
-        builder = flatbuffers.Builder()
-        builder.Finish(self._model.Pack(builder), file_identifier=b"TFL3")
-        return bytes(builder.Output())
+def _add_norm(g, x, residual, *weight, epsilon=1e-6):
+    """Appends the operator add_rms_norm; returns the sum and its norm."""
+    outputs = [g.like(g.subgraph.tensors[x]) for _ in range(2)]
+    options = {"epsilon": epsilon}
+    g.custom("ai_edge_torch.add_rms_norm", [x, residual, *weight], outputs, options)
+    return outputs
 
 
 def _load_delegate(**options):
@@ -262,10 +63,10 @@ def _load_delegate(**options):
     )
 
 
-def _interpreter(model: _Model, *, delegate=None, xnnpack=True, **kwargs):
+def _interpreter(model: bytes, *, delegate=None, xnnpack=True, **kwargs):
     resolver = litert.OpResolverType
     interpreter = litert.Interpreter(
-        model_content=model.finish(),
+        model_content=model,
         experimental_delegates=[delegate or _load_delegate()],
         experimental_op_resolver_type=resolver.AUTO
         if xnnpack
@@ -286,13 +87,13 @@ def _run(interpreter, *inputs):
     ]
 
 
-def _delegate_nodes(model: _Model, **options) -> list[dict]:
+def _delegate_nodes(model: bytes, **options) -> list[dict]:
     delegate = _load_delegate(**options)
     details = _interpreter(model, delegate=delegate, xnnpack=False)._get_ops_details()
     return [detail for detail in details if detail["op_name"] == "DELEGATE"]
 
 
-def _num_delegate_nodes(model: _Model, **options) -> int:
+def _num_delegate_nodes(model: bytes, **options) -> int:
     return len(_delegate_nodes(model, **options))
 
 
@@ -318,9 +119,8 @@ class CustomOpTest(DelegateTestCase):
     )
     def test_graph_input_to_graph_output(self, *shape):
         weight = self.normal(shape[-1])
-        model = _Model()
-        graph = model.subgraph()
-        graph.output(graph.rms_norm(graph.input(shape), graph.constant(weight)))
+        graph = Builder()
+        model = graph.content(_norm(graph, graph.input(shape), graph.constant(weight)))
         x = self.normal(*shape)
         (y,) = _run(_interpreter(model), x)
         self.assert_close(y, _rms_norm(x, weight))
@@ -334,11 +134,12 @@ class CustomOpTest(DelegateTestCase):
     )
     def test_types(self, dtype, weight_dtype):
         weight = self.normal(576, dtype=weight_dtype)
-        model = _Model()
-        graph = model.subgraph()
-        graph.output(
-            graph.rms_norm(
-                graph.input((5, 576), dtype), graph.constant(weight, weight_dtype)
+        graph = Builder()
+        model = graph.content(
+            _norm(
+                graph,
+                graph.input((5, 576), dtype),
+                graph.constant(weight, weight_dtype),
             )
         )
         x = self.normal(5, 576, dtype=dtype)
@@ -347,33 +148,29 @@ class CustomOpTest(DelegateTestCase):
         self.assert_close(y, _rms_norm(x, weight))
 
     def test_weight_as_runtime_input(self):
-        model = _Model()
-        graph = model.subgraph()
-        graph.output(graph.rms_norm(graph.input((4, 8)), graph.input((8,))))
+        graph = Builder()
+        model = graph.content(_norm(graph, graph.input((4, 8)), graph.input((8,))))
         x, weight = self.normal(4, 8), self.normal(8)
         (y,) = _run(_interpreter(model), x, weight)
         self.assert_close(y, _rms_norm(x, weight))
 
     @parameterized.parameters(((),), ((-1,),))
     def test_without_weight(self, weight):
-        model = _Model()
-        graph = model.subgraph()
-        graph.output(graph.rms_norm(graph.input((4, 8)), *weight))
+        graph = Builder()
+        model = graph.content(_norm(graph, graph.input((4, 8)), *weight))
         x = self.normal(4, 8)
         (y,) = _run(_interpreter(model), x)
         self.assert_close(y, _rms_norm(x))
 
     def test_adjacent_norms_with_different_epsilons(self):
         weights = [self.normal(64) for _ in range(3)]
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         x = graph.input((7, 64))
-        first = graph.rms_norm(x, graph.constant(weights[0]), epsilon=1e-6)
-        second = graph.rms_norm(first, graph.constant(weights[1]), epsilon=0.25)
-        third = graph.rms_norm(first, graph.constant(weights[2]), epsilon=3.0)
-        last = graph.rms_norm(third)
-        graph.output(second)
-        graph.output(last)
+        first = _norm(graph, x, graph.constant(weights[0]), epsilon=1e-6)
+        second = _norm(graph, first, graph.constant(weights[1]), epsilon=0.25)
+        third = _norm(graph, first, graph.constant(weights[2]), epsilon=3.0)
+        last = _norm(graph, third)
+        model = graph.content(second, last)
         value = self.normal(7, 64)
         interpreter = _interpreter(model)
         for _ in range(2):
@@ -384,20 +181,19 @@ class CustomOpTest(DelegateTestCase):
 
     def test_between_operators_of_the_runtime(self):
         weight, matrix = self.normal(32), self.normal(32, 32)
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         x = graph.input((6, 32))
-        doubled = graph.binary("ADD", x, x)
-        normalized = graph.rms_norm(doubled, graph.constant(weight))
-        product = graph.like(x)
-        graph.operator(
-            _OP.FULLY_CONNECTED,
-            [normalized, graph.constant(matrix)],
-            [product],
-            builtinOptionsType=_OPTIONS.FullyConnectedOptions,
-            builtinOptions=schema.FullyConnectedOptionsT(keepNumDims=True),
+        doubled = graph("ADD", x, x)
+        normalized = _norm(graph, doubled, graph.constant(weight))
+        product = graph(
+            "FULLY_CONNECTED",
+            normalized,
+            graph.constant(matrix),
+            -1,
+            shape=(6, 32),
+            keepNumDims=True,
         )
-        graph.output(graph.rms_norm(graph.binary("ADD", product, normalized)))
+        model = graph.content(_norm(graph, graph("ADD", product, normalized)))
         value = self.normal(6, 32)
         expected = _rms_norm(2 * value.astype(np.float64), weight)
         expected = _rms_norm(expected @ matrix.T.astype(np.float64) + expected)
@@ -408,13 +204,11 @@ class CustomOpTest(DelegateTestCase):
     @parameterized.parameters(("sum", "y"), ("sum",), ("y",))
     def test_add_rms_norm(self, *outputs):
         weight = self.normal(640)
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         x, residual = graph.input((5, 640)), graph.input((5, 640))
-        results = graph.add_rms_norm(x, residual, graph.constant(weight), epsilon=1e-5)
-        for name, index in zip(("sum", "y"), results, strict=True):
-            if name in outputs:
-                graph.output(index)
+        results = _add_norm(graph, x, residual, graph.constant(weight), epsilon=1e-5)
+        named = dict(zip(("sum", "y"), results, strict=True))
+        model = graph.content(*(named[name] for name in outputs))
         a, b = self.normal(5, 640), self.normal(5, 640)
         expected = {"sum": a + b, "y": _rms_norm(a + b, weight, 1e-5)}
         values = _run(_interpreter(model), a, b)
@@ -423,13 +217,12 @@ class CustomOpTest(DelegateTestCase):
 
     def test_chain_of_residual_blocks(self):
         # Every partition keeps tensors of its own; nothing may overlap.
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         x = stream = graph.input((3, 128))
         for i in range(12):
-            stream, y = graph.add_rms_norm(stream, x, epsilon=10.0 ** -(i % 7))
-            x = y if i % 3 else graph.binary("MUL", y, stream)
-        graph.output(x)
+            stream, y = _add_norm(graph, stream, x, epsilon=10.0 ** -(i % 7))
+            x = y if i % 3 else graph("MUL", y, stream)
+        model = graph.content(x)
         value = self.normal(3, 128)
         expected_x = expected_stream = value.astype(np.float64)
         for i in range(12):
@@ -443,17 +236,15 @@ class CustomOpTest(DelegateTestCase):
     def test_epsilon_is_not_rounded_to_float32(self):
         # Below the smallest float32, yet all there is under the square root.
         epsilon = 1e-60
-        model = _Model()
-        graph = model.subgraph()
-        graph.output(graph.rms_norm(graph.input((1, 4)), epsilon=epsilon))
+        graph = Builder()
+        model = graph.content(_norm(graph, graph.input((1, 4)), epsilon=epsilon))
         (y,) = _run(_interpreter(model), np.full((1, 4), 1e-30, np.float32))
         self.assert_close(y, _rms_norm(np.full((1, 4), 1e-30), None, epsilon))
 
     @parameterized.parameters(1, 2)
     def test_threads(self, num_threads):
-        model = _Model()
-        graph = model.subgraph()
-        graph.output(graph.rms_norm(graph.input((512, 1024))))
+        graph = Builder()
+        model = graph.content(_norm(graph, graph.input((512, 1024))))
         x = self.normal(512, 1024)
         expected = _run(_interpreter(model, num_threads=1), x)[0]
         for interpreter in (
@@ -463,10 +254,9 @@ class CustomOpTest(DelegateTestCase):
             np.testing.assert_array_equal(_run(interpreter, x)[0], expected)
 
     def test_interpreters_in_several_threads_share_a_delegate(self):
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         x = graph.input((256, 512))
-        graph.output(graph.rms_norm(graph.rms_norm(x, epsilon=0.5)))
+        model = graph.content(_norm(graph, _norm(graph, x, epsilon=0.5)))
         delegate = _load_delegate(num_threads=2)
         values = [self.normal(256, 512) for _ in range(4)]
 
@@ -482,14 +272,16 @@ class CustomOpTest(DelegateTestCase):
 
     def test_signatures(self):
         weights = [self.normal(16), self.normal(24)]
-        model = _Model()
+        graph = Builder()
         for i, (name, weight) in enumerate(zip(("a", "b"), weights, strict=True)):
-            graph = model.subgraph(name)
-            y = graph.rms_norm(
-                graph.input((i + 1, weight.size)), graph.constant(weight), epsilon=i + 1
-            )
-            graph.output(graph.rms_norm(y))
-            model.signature(i)
+            inside = graph.branch(name.encode()) if i else contextlib.nullcontext()
+            with inside:
+                x = graph.input((i + 1, weight.size))
+                y = _norm(graph, x, graph.constant(weight), epsilon=i + 1)
+                y = _norm(graph, y)
+                graph.subgraph.outputs = [y]
+                graph.serve({"x0": x}, {"y0": y}, name)
+        model = flatbuffer.to_bytes(graph.model)
         interpreter = _interpreter(model)
         for i, (name, weight) in enumerate(zip(("a", "b"), weights, strict=True)):
             x = self.normal(i + 1, weight.size)
@@ -500,12 +292,11 @@ class CustomOpTest(DelegateTestCase):
 class DynamicShapeTest(DelegateTestCase):
     def test_resized_input(self):
         weight = self.normal(48)
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         x = graph.input((1, 1, 48), signature=[-1, -1, 48])
-        stream, y = graph.add_rms_norm(x, x, graph.constant(weight))
-        y = graph.binary("ADD", graph.rms_norm(y), stream)
-        graph.output(graph.rms_norm(y))
+        stream, y = _add_norm(graph, x, x, graph.constant(weight))
+        y = graph("ADD", _norm(graph, y), stream)
+        model = graph.content(_norm(graph, y))
         interpreter = _interpreter(model)
         index = interpreter.get_input_details()[0]["index"]
         for shape in ((1, 1, 48), (3, 5, 48), (2, 1, 48), (0, 4, 48), (3, 5, 48)):
@@ -517,14 +308,12 @@ class DynamicShapeTest(DelegateTestCase):
             self.assert_close(_run(interpreter, x)[0], expected)
 
     def test_shape_known_only_while_invoking(self):
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         x = graph.input((4, 6))
         shape = graph.input((2,), np.int32)
-        reshaped = graph.tensor((1, 1), signature=[-1, -1])
-        graph.operator(_OP.RESHAPE, [x, shape], [reshaped])
-        y = graph.rms_norm(graph.rms_norm(reshaped, epsilon=2.0))
-        graph.output(graph.binary("ADD", y, y))
+        reshaped = graph("RESHAPE", x, shape, shape=(1, 1), signature=(-1, -1))
+        y = _norm(graph, _norm(graph, reshaped, epsilon=2.0))
+        model = graph.content(graph("ADD", y, y))
         interpreter = _interpreter(model)
         for shape in ((4, 6), (2, 12), (24, 1), (1, 24)):
             x = self.normal(4, 6)
@@ -533,24 +322,23 @@ class DynamicShapeTest(DelegateTestCase):
             self.assert_close(y, 2 * expected)
 
     def test_resize_to_another_hidden_size_than_the_weight_has(self):
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         x = graph.input((2, 8), signature=[-1, -1])
-        graph.output(graph.rms_norm(x, graph.constant(np.ones(8))))
+        model = graph.content(_norm(graph, x, graph.constant(np.ones(8))))
         interpreter = _interpreter(model)
         interpreter.resize_tensor_input(0, (2, 9))
         with self.assertRaisesRegex(RuntimeError, r"weight must have shape \[9\]"):
             interpreter.allocate_tensors()
 
 
-def _decompose(graph: _Subgraph, x, *weight, epsilon=1e-6, axis=-1, extra=(), act=0):
+def _decompose(graph, x, *weight, epsilon=1e-6, axis=-1, extra=(), act=0):
     """Appends a decomposed RMSNorm; extra: further factors."""
-    square = graph.op("MUL", x, x)
-    mean = graph.reduce("MEAN", square, (axis,))
-    shifted = graph.op("ADD", mean, graph.constant(np.float32(epsilon)))
-    y = graph.op("MUL", x, graph.op("RSQRT", shifted))
+    square = graph("MUL", x, x)
+    mean = graph.reduce("MEAN", square, axis % len(graph.shape(x)))
+    shifted = graph("ADD", mean, graph.constant(np.float32(epsilon)))
+    y = graph("MUL", x, graph("RSQRT", shifted))
     for factor in (*extra, *weight):
-        y = graph.binary("MUL", y, factor, activation=act)
+        y = graph("MUL", y, factor, activation=act)
     return y
 
 
@@ -559,34 +347,34 @@ _SHAPE = (2, 3, 16)
 
 # Each returns a mean of squares of x.
 _MEANS = {
-    "mul": lambda g, x: g.reduce("MEAN", g.op("MUL", x, x)),
-    "square": lambda g, x: g.reduce("MEAN", g.op("SQUARE", x)),
-    "pow": lambda g, x: g.reduce("MEAN", g.op("POW", x, g.constant(2.0))),
-    "axis_given_twice": lambda g, x: g.reduce("MEAN", g.op("SQUARE", x), (-1, 2)),
-    "sum_over_size": lambda g, x: g.op(
-        "DIV", g.reduce("SUM", g.op("MUL", x, x)), g.constant(16.0)
+    "mul": lambda g, x: g.reduce("MEAN", g("MUL", x, x)),
+    "square": lambda g, x: g.reduce("MEAN", g("SQUARE", x)),
+    "pow": lambda g, x: g.reduce("MEAN", g("POW", x, g.constant(2.0))),
+    "axis_given_twice": lambda g, x: g.reduce("MEAN", g("SQUARE", x), (-1, 2)),
+    "sum_over_size": lambda g, x: g(
+        "DIV", g.reduce("SUM", g("MUL", x, x)), g.constant(16.0)
     ),
-    "sum_by_inverse_size": lambda g, x: g.op(
-        "MUL", g.constant(1 / 16), g.reduce("SUM", g.op("MUL", x, x))
+    "sum_by_inverse_size": lambda g, x: g(
+        "MUL", g.constant(1 / 16), g.reduce("SUM", g("MUL", x, x))
     ),
-    "vector_norm": lambda g, x: g.op(
+    "vector_norm": lambda g, x: g(
         "DIV",
-        g.op("SQUARE", g.op("SQRT", g.reduce("SUM", g.op("MUL", x, x)))),
+        g("SQUARE", g("SQRT", g.reduce("SUM", g("MUL", x, x)))),
         g.constant(16.0),
     ),
     "reshaped": lambda g, x: g.reshape(
-        g.reduce("MEAN", g.op("MUL", x, x), keep_dims=False), (2, 3, 1)
+        g.reduce("MEAN", g("MUL", x, x), keep_dims=False), (2, 3, 1)
     ),
-    "expanded": lambda g, x: g.op(
+    "expanded": lambda g, x: g(
         "EXPAND_DIMS",
-        g.reduce("MEAN", g.op("MUL", x, x), keep_dims=False),
+        g.reduce("MEAN", g("MUL", x, x), keep_dims=False),
         g.constant(-1, np.int32),
         shape=(2, 3, 1),
     ),
     "squeezed": lambda g, x: g.reshape(
-        g.op(
+        g(
             "SQUEEZE",
-            g.reduce("MEAN", g.op("MUL", x, x)),
+            g.reduce("MEAN", g("MUL", x, x)),
             shape=(2, 3),
             squeezeDims=[2],
         ),
@@ -597,70 +385,62 @@ _MEANS = {
 _EPSILONS = {
     "scalar": lambda g: g.constant(np.float32(_EPSILON)),
     "one_element": lambda g: g.constant(np.float32([[[_EPSILON]]])),
-    "float16": lambda g: g.op(
+    "float16": lambda g: g(
         "DEQUANTIZE", g.constant(_EPSILON, np.float16), dtype=np.float32
     ),
 }
 
 
 def _rsqrt(g, v):
-    return g.op("RSQRT", v)
+    return g("RSQRT", v)
 
 
 def _power(g, v, exponent):
-    return g.op("POW", v, g.constant(exponent))
+    return g("POW", v, g.constant(exponent))
 
 
 def _half_weight(g, w):
     half = g.constant(w, np.float16)
-    return g.op("DEQUANTIZE", half, dtype=np.float32)
+    return g("DEQUANTIZE", half, dtype=np.float32)
 
 
 # Each returns x / sqrt(v) * w for a weight w, given as an array.
 _RESULTS = {
-    "x_inverse_w": lambda g, x, v, w: g.op(
-        "MUL", g.op("MUL", x, _rsqrt(g, v)), g.constant(w)
+    "x_inverse_w": lambda g, x, v, w: g(
+        "MUL", g("MUL", x, _rsqrt(g, v)), g.constant(w)
     ),
-    "w_first": lambda g, x, v, w: g.op(
-        "MUL", g.constant(w), g.op("MUL", _rsqrt(g, v), x)
+    "w_first": lambda g, x, v, w: g("MUL", g.constant(w), g("MUL", _rsqrt(g, v), x)),
+    "weighted_inverse": lambda g, x, v, w: g(
+        "MUL", x, g("MUL", _rsqrt(g, v), g.constant(w))
     ),
-    "weighted_inverse": lambda g, x, v, w: g.op(
-        "MUL", x, g.op("MUL", _rsqrt(g, v), g.constant(w))
+    "scaled_x": lambda g, x, v, w: g("MUL", g("MUL", g.constant(w), x), _rsqrt(g, v)),
+    "scaled_x_over_rms": lambda g, x, v, w: g(
+        "DIV", g("MUL", g.constant(w), x), g("SQRT", v)
     ),
-    "scaled_x": lambda g, x, v, w: g.op(
-        "MUL", g.op("MUL", g.constant(w), x), _rsqrt(g, v)
+    "w_over_rms": lambda g, x, v, w: g("MUL", x, g("DIV", g.constant(w), g("SQRT", v))),
+    "x_over_rms": lambda g, x, v, w: g("MUL", g("DIV", x, g("SQRT", v)), g.constant(w)),
+    "x_over_power": lambda g, x, v, w: g(
+        "MUL", g("DIV", x, _power(g, v, 0.5)), g.constant(w)
     ),
-    "scaled_x_over_rms": lambda g, x, v, w: g.op(
-        "DIV", g.op("MUL", g.constant(w), x), g.op("SQRT", v)
+    "inverse_power": lambda g, x, v, w: g(
+        "MUL", g("MUL", x, _power(g, v, -0.5)), g.constant(w)
     ),
-    "w_over_rms": lambda g, x, v, w: g.op(
-        "MUL", x, g.op("DIV", g.constant(w), g.op("SQRT", v))
-    ),
-    "x_over_rms": lambda g, x, v, w: g.op(
-        "MUL", g.op("DIV", x, g.op("SQRT", v)), g.constant(w)
-    ),
-    "x_over_power": lambda g, x, v, w: g.op(
-        "MUL", g.op("DIV", x, _power(g, v, 0.5)), g.constant(w)
-    ),
-    "inverse_power": lambda g, x, v, w: g.op(
-        "MUL", g.op("MUL", x, _power(g, v, -0.5)), g.constant(w)
-    ),
-    "one_over_rms": lambda g, x, v, w: g.op(
+    "one_over_rms": lambda g, x, v, w: g(
         "MUL",
-        g.op("MUL", x, g.op("DIV", g.constant(1.0), g.op("SQRT", v))),
+        g("MUL", x, g("DIV", g.constant(1.0), g("SQRT", v))),
         g.constant(w),
     ),
-    "rms_to_minus_one": lambda g, x, v, w: g.op(
+    "rms_to_minus_one": lambda g, x, v, w: g(
         "MUL",
-        g.op("MUL", x, _power(g, g.op("SQRT", v), -1.0)),
+        g("MUL", x, _power(g, g("SQRT", v), -1.0)),
         g.constant(w),
     ),
-    "broadcast_inverse": lambda g, x, v, w: g.op(
+    "broadcast_inverse": lambda g, x, v, w: g(
         "MUL",
-        g.op(
+        g(
             "MUL",
             x,
-            g.op(
+            g(
                 "BROADCAST_TO",
                 _rsqrt(g, v),
                 g.constant(_SHAPE, np.int32),
@@ -669,21 +449,25 @@ _RESULTS = {
         ),
         g.constant(w),
     ),
-    "broadcast_weight": lambda g, x, v, w: g.op(
+    "broadcast_weight": lambda g, x, v, w: g(
         "MUL",
-        g.op("MUL", x, _rsqrt(g, v)),
-        g.op("BROADCAST_TO", g.constant(w), g.constant(_SHAPE, np.int32), shape=_SHAPE),
+        g("MUL", x, _rsqrt(g, v)),
+        g("BROADCAST_TO", g.constant(w), g.constant(_SHAPE, np.int32), shape=_SHAPE),
     ),
-    "leading_ones": lambda g, x, v, w: g.op(
-        "MUL", g.op("MUL", x, _rsqrt(g, v)), g.constant(w.reshape(1, 1, 16))
+    "leading_ones": lambda g, x, v, w: g(
+        "MUL", g("MUL", x, _rsqrt(g, v)), g.constant(w.reshape(1, 1, 16))
     ),
-    "float16_weight": lambda g, x, v, w: g.op(
-        "MUL", g.op("MUL", x, _rsqrt(g, v)), _half_weight(g, w)
+    "float16_weight": lambda g, x, v, w: g(
+        "MUL", g("MUL", x, _rsqrt(g, v)), _half_weight(g, w)
     ),
-    "reshaped_float16_weight": lambda g, x, v, w: g.op(
-        "MUL", g.op("MUL", x, _rsqrt(g, v)), g.reshape(_half_weight(g, w), (1, 1, 16))
+    "reshaped_float16_weight": lambda g, x, v, w: g(
+        "MUL", g("MUL", x, _rsqrt(g, v)), g.reshape(_half_weight(g, w), (1, 1, 16))
     ),
 }
+
+
+def _name(g, tensor, name):
+    g.subgraph.tensors[tensor].name = name.encode()
 
 
 def _range_safe(
@@ -693,15 +477,15 @@ def _range_safe(
     c = np.float32(np.sqrt(epsilon)) if c is None else c
     root = g.constant(c)
     if name:
-        g.name_tensor(root, f"norm/sqrt_epsilon={epsilon!r}")
+        _name(g, root, f"norm/sqrt_epsilon={epsilon!r}")
     shift = root if other_c is None else g.constant(np.float32(other_c))
-    m = g.op("MAXIMUM", g.reduce("REDUCE_MAX", g.op("ABS", x)), root)
-    z = g.op("DIV", x, m if scale is None else scale)
-    mean = g.reduce("MEAN", g.op("MUL", z, z))
-    q = g.op("DIV", shift, m)
-    inverse = g.op("RSQRT", g.op("ADD", mean, g.op("MUL", q, q)))
-    y = g.op("MUL", z, inverse)
-    return y if weight is None else g.op("MUL", y, weight)
+    m = g("MAXIMUM", g.reduce("REDUCE_MAX", g("ABS", x)), root)
+    z = g("DIV", x, m if scale is None else scale)
+    mean = g.reduce("MEAN", g("MUL", z, z))
+    q = g("DIV", shift, m)
+    inverse = g("RSQRT", g("ADD", mean, g("MUL", q, q)))
+    y = g("MUL", z, inverse)
+    return y if weight is None else g("MUL", y, weight)
 
 
 class DecomposedTestCase(DelegateTestCase):
@@ -709,12 +493,9 @@ class DecomposedTestCase(DelegateTestCase):
 
     def graph(self, build, *, shape=_SHAPE, dtype=np.float32):
         """Returns the model of y = build(graph, x)."""
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         outputs = build(graph, graph.input(shape, dtype))
-        for output in np.atleast_1d(outputs):
-            graph.output(int(output))
-        return model
+        return graph.content(*map(int, np.atleast_1d(outputs)))
 
     def check(self, model, delegated=1, rtol=1e-5, whole=True, **options):
         """Runs it with the delegate and with the stock runtime."""
@@ -722,7 +503,7 @@ class DecomposedTestCase(DelegateTestCase):
         nodes = _delegate_nodes(model, **options)
         self.assertLen(nodes, delegated)
         interpreter = _interpreter(model, delegate=_load_delegate(**options))
-        stock = litert.Interpreter(model_content=model.finish())
+        stock = litert.Interpreter(model_content=model)
         stock.allocate_tensors()
         if whole and delegated:
             outputs = [detail["index"] for detail in stock.get_output_details()]
@@ -749,7 +530,7 @@ class DecomposedTest(DecomposedTestCase):
     @parameterized.parameters(*_MEANS)
     def test_mean(self, name):
         def build(g, x):
-            v = g.op("ADD", _MEANS[name](g, x), _EPSILONS["scalar"](g))
+            v = g("ADD", _MEANS[name](g, x), _EPSILONS["scalar"](g))
             return _RESULTS["x_inverse_w"](g, x, v, self.weight())
 
         self.check(self.graph(build))
@@ -757,7 +538,7 @@ class DecomposedTest(DecomposedTestCase):
     @parameterized.parameters(*_EPSILONS)
     def test_epsilon(self, name):
         def build(g, x):
-            v = g.op("ADD", _EPSILONS[name](g), _MEANS["mul"](g, x), shape=(2, 3, 1))
+            v = g("ADD", _EPSILONS[name](g), _MEANS["mul"](g, x), shape=(2, 3, 1))
             return _RESULTS["x_inverse_w"](g, x, v, self.weight())
 
         self.check(self.graph(build))
@@ -765,7 +546,7 @@ class DecomposedTest(DecomposedTestCase):
     @parameterized.parameters(*_RESULTS)
     def test_result(self, name):
         def build(g, x):
-            v = g.op("ADD", _MEANS["mul"](g, x), _EPSILONS["scalar"](g))
+            v = g("ADD", _MEANS["mul"](g, x), _EPSILONS["scalar"](g))
             return _RESULTS[name](g, x, v, self.weight())
 
         self.check(self.graph(build))
@@ -776,32 +557,31 @@ class DecomposedTest(DecomposedTestCase):
         def build(g, x):
             weight = _half_weight(g, self.weight())
             for _ in range(2):
-                x = g.op("MUL", _decompose(g, x), weight)
+                x = g("MUL", _decompose(g, x), weight)
             return x
 
         self.check(self.graph(build))
 
     def test_weight_of_ones_is_none(self):
         def build(g, x):
-            y = g.op("MUL", _decompose(g, x), g.constant(np.ones(16)))
-            return g.op("MUL", y, g.constant(self.weight()))
+            y = g("MUL", _decompose(g, x), g.constant(np.ones(16)))
+            return g("MUL", y, g.constant(self.weight()))
 
         self.check(self.graph(build))
 
     def test_runtime_weight(self):
         def build(g, x):
-            return g.op("MUL", _decompose(g, x), g.input((16,)))
+            return g("MUL", _decompose(g, x), g.input((16,)))
 
         self.check(self.graph(build))
 
     @parameterized.parameters(np.float16, ml_dtypes.bfloat16)
     def test_half_types_computed_in_float32(self, dtype):
-        model = _Model()
-        g = model.subgraph()
+        g = Builder()
         x = g.input(_SHAPE, dtype)
         weight = self.weight()
-        y = _decompose(g, g.op("CAST", x, dtype=np.float32), g.constant(weight))
-        g.output(g.op("CAST", y, dtype=dtype))
+        y = _decompose(g, g("CAST", x, dtype=np.float32), g.constant(weight))
+        model = g.content(g("CAST", y, dtype=dtype))
         self.assertEqual(_num_delegate_nodes(model, fuse_decomposed=1), 1)
         value = self.normal(*_SHAPE, dtype=dtype)
         delegate = _load_delegate(fuse_decomposed=1)
@@ -812,10 +592,10 @@ class DecomposedTest(DecomposedTestCase):
         """It could be the last node of one and the first one of the other."""
 
         def build(g, x):
-            x = g.op("CAST", x, dtype=np.float32)
-            half = g.op("CAST", _decompose(g, x), dtype=np.float16)
-            again = g.op("CAST", half, dtype=np.float32)
-            return g.op("CAST", _decompose(g, again), dtype=np.float16)
+            x = g("CAST", x, dtype=np.float32)
+            half = g("CAST", _decompose(g, x), dtype=np.float16)
+            again = g("CAST", half, dtype=np.float32)
+            return g("CAST", _decompose(g, again), dtype=np.float16)
 
         model = self.graph(build, dtype=np.float16)
         options = {"fuse_decomposed": 1}
@@ -834,7 +614,7 @@ class DecomposedTest(DecomposedTestCase):
     @parameterized.named_parameters(
         ("epsilon_outside", lambda g, x: _with_root(g, x, _add_after_root)),
         ("maximum", lambda g, x: _with_root(g, x, _clamp("MAXIMUM"))),
-        ("no_epsilon", lambda g, x: _with_root(g, x, lambda g, m: g.op("SQRT", m))),
+        ("no_epsilon", lambda g, x: _with_root(g, x, lambda g, m: g("SQRT", m))),
         ("epsilon_zero", lambda g, x: _decompose(g, x, epsilon=0.0)),
         ("epsilon_negative", lambda g, x: _decompose(g, x, epsilon=-1e-9)),
         ("epsilon_per_row", lambda g, x: _decompose(g, x, epsilon=np.ones((3, 1)))),
@@ -842,33 +622,31 @@ class DecomposedTest(DecomposedTestCase):
         ("activation", lambda g, x: _with_mean(g, x, fusedActivationFunction=1)),
         (
             "both_axes",
-            lambda g, x: _with_mean(g, g.reduce("MEAN", g.op("MUL", x, x), (1, 2)), x),
+            lambda g, x: _with_mean(g, g.reduce("MEAN", g("MUL", x, x), (1, 2)), x),
         ),
         (
             "other_size",
             lambda g, x: _with_mean(
                 g,
-                g.op("DIV", g.reduce("SUM", g.op("MUL", x, x)), g.constant(15.0)),
+                g("DIV", g.reduce("SUM", g("MUL", x, x)), g.constant(15.0)),
                 x,
             ),
         ),
         (
             "other_x",
-            lambda g, x: _with_mean(
-                g, g.reduce("MEAN", g.op("MUL", g.op("ABS", x), x)), x
-            ),
+            lambda g, x: _with_mean(g, g.reduce("MEAN", g("MUL", g("ABS", x), x)), x),
         ),
         (
             "rows_in_other_places",
             lambda g, x: _with_mean(
                 g,
-                g.reshape(g.reduce("MEAN", g.op("MUL", x, x)), (3, 2, 1)),
+                g.reshape(g.reduce("MEAN", g("MUL", x, x)), (3, 2, 1)),
                 g.reshape(x, (3, 2, 16)),
             ),
         ),
         (
             "a_gain_is_not_a_weight",
-            lambda g, x: g.op("MUL", x, _gained_inverse(g, x)),
+            lambda g, x: g("MUL", x, _gained_inverse(g, x)),
         ),
     )
     def test_is_not_an_rms_norm(self, build):
@@ -879,14 +657,14 @@ class DecomposedTest(DecomposedTestCase):
         def build(g, x):
             y = _decompose(g, x)
             codes = ["MUL", "MEAN", "ADD", "RSQRT"]
-            return [y, g.graph.operators[codes.index(name)].outputs[0]]
+            return [y, g.subgraph.operators[codes.index(name)].outputs[0]]
 
         self.check(self.graph(build), 0)
 
     def test_norm_without_its_weight_is_an_output(self):
         def build(g, x):
             y = _decompose(g, x)
-            return [y, g.op("MUL", y, g.constant(self.weight()))]
+            return [y, g("MUL", y, g.constant(self.weight()))]
 
         self.check(self.graph(build), whole=False)
 
@@ -894,18 +672,17 @@ class DecomposedTest(DecomposedTestCase):
         """The runtime computes [3, 3] for the mean, along another axis of x."""
 
         def build(g, x):
-            mean = g.reduce("MEAN", g.op("MUL", x, x), keep_dims=True)
-            g.graph.operators[-1].builtinOptions.keepDims = False
+            mean = g.reduce("MEAN", g("MUL", x, x), keep_dims=True)
+            g.subgraph.operators[-1].builtinOptions.keepDims = False
             return _with_mean(g, mean, x)
 
         model = self.graph(build, shape=(3, 3, 3))
         self.check(model, 0)
 
     def test_another_rank_than_in_the_file(self):
-        model = _Model()
-        g = model.subgraph()
+        g = Builder()
         x = g.input((2, 3, 16))
-        g.output(_decompose(g, x))
+        model = g.content(_decompose(g, x))
         interpreter = _interpreter(model, delegate=_load_delegate(fuse_decomposed=1))
         interpreter.resize_tensor_input(0, (1, 2, 3, 16))
         with self.assertRaisesRegex(RuntimeError, "x must have 3 dimensions"):
@@ -915,30 +692,28 @@ class DecomposedTest(DecomposedTestCase):
 def _with_mean(g, mean, x=None, **options):
     """Appends x * rsqrt(mean + epsilon); without x, of a whole norm of mean."""
     if x is None:
-        mean, x = g.reduce("MEAN", g.op("MUL", mean, mean)), mean
-    shifted = g.op("ADD", mean, g.constant(np.float32(_EPSILON)), **options)
-    return g.op("MUL", x, g.op("RSQRT", shifted))
+        mean, x = g.reduce("MEAN", g("MUL", mean, mean)), mean
+    shifted = g("ADD", mean, g.constant(np.float32(_EPSILON)), **options)
+    return g("MUL", x, g("RSQRT", shifted))
 
 
 def _with_root(g, x, root):
     """Appends x / root(mean(x²))."""
-    return g.op("DIV", x, root(g, g.reduce("MEAN", g.op("MUL", x, x))))
+    return g("DIV", x, root(g, g.reduce("MEAN", g("MUL", x, x))))
 
 
 def _add_after_root(g, mean):
-    return g.op("ADD", g.op("SQRT", mean), g.constant(np.float32(_EPSILON)))
+    return g("ADD", g("SQRT", mean), g.constant(np.float32(_EPSILON)))
 
 
 def _clamp(name):
-    return lambda g, mean: g.op(
-        "SQRT", g.op(name, mean, g.constant(np.float32(_EPSILON)))
-    )
+    return lambda g, mean: g("SQRT", g(name, mean, g.constant(np.float32(_EPSILON))))
 
 
 def _gained_inverse(g, x):
-    mean = g.reduce("MEAN", g.op("MUL", x, x))
-    shifted = g.op("ADD", mean, g.constant(np.float32(_EPSILON)))
-    return g.op("MUL", g.op("RSQRT", shifted), g.constant(2.0))
+    mean = g.reduce("MEAN", g("MUL", x, x))
+    shifted = g("ADD", mean, g.constant(np.float32(_EPSILON)))
+    return g("MUL", g("RSQRT", shifted), g.constant(2.0))
 
 
 class RangeSafeTest(DecomposedTestCase):
@@ -970,15 +745,15 @@ class RangeSafeTest(DecomposedTestCase):
         (0.5, "sqrt_epsilon", float(np.float32(np.sqrt(0.5))) ** 2),
     )
     def test_epsilon(self, epsilon, name, expected):
-        model = _Model()
-        g = model.subgraph()
+        g = Builder()
         x = g.input((1, 16))
-        root = g.name_tensor(g.constant(np.float32(np.sqrt(epsilon))), name)
-        m = g.op("MAXIMUM", g.reduce("REDUCE_MAX", g.op("ABS", x)), root)
-        z, q = g.op("DIV", x, m), g.op("DIV", root, m)
-        mean = g.reduce("MEAN", g.op("MUL", z, z))
-        shifted = g.op("ADD", mean, g.op("MUL", q, q))
-        g.output(g.op("MUL", z, g.op("RSQRT", shifted)))
+        root = g.constant(np.float32(np.sqrt(epsilon)))
+        _name(g, root, name)
+        m = g("MAXIMUM", g.reduce("REDUCE_MAX", g("ABS", x)), root)
+        z, q = g("DIV", x, m), g("DIV", root, m)
+        mean = g.reduce("MEAN", g("MUL", z, z))
+        shifted = g("ADD", mean, g("MUL", q, q))
+        model = g.content(g("MUL", z, g("RSQRT", shifted)))
         self.assertEqual(_num_delegate_nodes(model), 1)
         value = np.full((1, 16), 1e-4, np.float32)
         self.assert_close(self.values(model, value), _rms_norm(value, None, expected))
@@ -986,21 +761,20 @@ class RangeSafeTest(DecomposedTestCase):
     def test_by_reciprocals(self):
         def build(g, x):
             root = g.constant(np.float32(np.sqrt(_EPSILON)))
-            m = g.op("MAXIMUM", root, g.reduce("REDUCE_MAX", g.op("ABS", x)))
-            inverse = g.op("DIV", g.constant(1.0), m)
-            z, q = g.op("MUL", inverse, x), g.op("MUL", root, inverse)
-            mean = g.reduce("MEAN", g.op("SQUARE", z))
-            rms = g.op("SQRT", g.op("ADD", g.op("SQUARE", q), mean))
-            return g.op("DIV", z, rms)
+            m = g("MAXIMUM", root, g.reduce("REDUCE_MAX", g("ABS", x)))
+            inverse = g("DIV", g.constant(1.0), m)
+            z, q = g("MUL", inverse, x), g("MUL", root, inverse)
+            mean = g.reduce("MEAN", g("SQUARE", z))
+            rms = g("SQRT", g("ADD", g("SQUARE", q), mean))
+            return g("DIV", z, rms)
 
         self.check(self.graph(build), num_threads=1)
 
     def test_half_types(self):
-        model = _Model()
-        g = model.subgraph()
+        g = Builder()
         x = g.input(_SHAPE, np.float16)
-        y = _range_safe(g, g.op("CAST", x, dtype=np.float32), 1e-6)
-        g.output(g.op("CAST", y, dtype=np.float16))
+        y = _range_safe(g, g("CAST", x, dtype=np.float32), 1e-6)
+        model = g.content(g("CAST", y, dtype=np.float16))
         self.assertEqual(_num_delegate_nodes(model), 1)
         value = self.normal(*_SHAPE, dtype=np.float16) * np.float16(1000)
         self.assert_close(self.values(model, value), _rms_norm(value))
@@ -1013,17 +787,17 @@ class RangeSafeTest(DecomposedTestCase):
                 g,
                 x,
                 1e-2,
-                scale=g.op(
+                scale=g(
                     "MAXIMUM",
-                    g.reduce("REDUCE_MAX", g.op("ABS", x)),
+                    g.reduce("REDUCE_MAX", g("ABS", x)),
                     g.constant(np.float32(0.2)),
                 ),
             ),
         ),
         (
             "other_x",
-            lambda g, x: g.op(
-                "MUL", x, _range_safe(g, g.op("MUL", x, g.constant(2.0)), 1e-2)
+            lambda g, x: g(
+                "MUL", x, _range_safe(g, g("MUL", x, g.constant(2.0)), 1e-2)
             ),
             True,
         ),
@@ -1031,7 +805,7 @@ class RangeSafeTest(DecomposedTestCase):
     def test_is_not_range_safe_rms_norm(self, build, claimed=False):
         model = self.graph(build)
         self.assertEqual(_num_delegate_nodes(model), claimed)
-        stock = litert.Interpreter(model_content=model.finish())
+        stock = litert.Interpreter(model_content=model)
         stock.allocate_tensors()
         value = self.normal(*_SHAPE)
         np.testing.assert_allclose(
@@ -1041,7 +815,7 @@ class RangeSafeTest(DecomposedTestCase):
     def test_scale_is_an_output(self):
         def build(g, x):
             y = _range_safe(g, x, 1e-6)
-            return [y, g.graph.operators[2].outputs[0]]
+            return [y, g.subgraph.operators[2].outputs[0]]
 
         self.assertEqual(_num_delegate_nodes(self.graph(build)), 0)
 
@@ -1050,19 +824,12 @@ class MlDriftTest(DelegateTestCase):
     """CUSTOM custom_call.RmsNorm, which LiteRT's GPU backend runs as well."""
 
     def model(self, *weight, options=None):
-        model = _Model()
-        g = model.subgraph()
+        g = Builder()
         x = g.input((4, 8))
-        y = g.like(x)
-        options = flexbuffers.Dumps(options or {"epsilon": 0.25})
-        g.operator(
-            "custom_call.RmsNorm",
-            [x, *(g.constant(w) for w in weight)],
-            [y],
-            customOptions=np.frombuffer(bytes(options), np.uint8),
-        )
-        g.output(y)
-        return model
+        y = g.like(g.subgraph.tensors[x])
+        operands = [x, *(g.constant(w) for w in weight)]
+        g.custom("custom_call.RmsNorm", operands, [y], options or {"epsilon": 0.25})
+        return g.content(y)
 
     @parameterized.parameters(0, 1)
     def test_runs(self, num_weights):
@@ -1082,38 +849,36 @@ class MlDriftTest(DelegateTestCase):
             _interpreter(self.model(options={"axis": 1, "epsilon": 0.25}))
 
 
+def _composite(g, x, *weight, inside, attributes=None, y=None):
+    """Appends the composite with that decomposition; its epsilon is _EPSILON."""
+    y = g.like(g.subgraph.tensors[x]) if y is None else y
+    g.composite([x, *weight], [y], inside, _EPSILON, attributes)
+    return y
+
+
 class CompositeTest(DelegateTestCase):
     def model(self, weight=True, attributes=None, extra=None, lead=(), **kwargs):
         """Returns x -> composite -> y.
 
         x has shape [*lead, 3, 16], in the decomposition [3, 16].
         """
-        model = _Model()
-        graph = model.subgraph()
-        inputs = [graph.input((*lead, 3, 16))]
+        graph = Builder()
+        operands = [graph.input((*lead, 3, 16))]
         if weight:
-            inputs.append(graph.constant(self.normal(16)))
-        graph.output(
-            graph.composite(
-                *inputs,
-                decomposition=1,
-                attributes=attributes or {"epsilon": 1e-3},
-            )
+            operands.append(graph.constant(self.normal(16)))
+        with graph.branch(b"odml.rms_norm.impl") as inside:
+            inner = [graph.input((3, 16))]
+            if weight:
+                inner.append(graph.input((16,)))
+            factors = () if extra is None else (graph.constant(extra),)
+            changes = {"epsilon": _EPSILON, "extra": factors, **kwargs}
+            graph.subgraph.outputs = [_decompose(graph, *inner, **changes)]
+        return graph.content(
+            _composite(graph, *operands, inside=inside, attributes=attributes)
         )
-        implementation = model.subgraph("odml.rms_norm.impl")
-        inputs = [implementation.input((3, 16))]
-        if weight:
-            inputs.append(implementation.input((16,)))
-        factors = () if extra is None else (implementation.constant(extra),)
-        implementation.output(
-            _decompose(
-                implementation, *inputs, **{"epsilon": 1e-3, "extra": factors, **kwargs}
-            )
-        )
-        return model
 
     def assert_same_as_runtime(self, model):
-        stock = litert.Interpreter(model_content=model.finish())
+        stock = litert.Interpreter(model_content=model)
         stock.allocate_tensors()
         x = self.normal(*stock.get_input_details()[0]["shape"])
         (y,) = _run(_interpreter(model), x)
@@ -1152,30 +917,23 @@ class CompositeTest(DelegateTestCase):
         inner_dtype=None,
         signature=None,
         y_shape=None,
-        decomposition_first=False,
     ):
         """Returns x -> composite -> y; build(graph, x[, weight]) decomposes it."""
-        model = _Model()
-        graph = model.subgraph()
+        graph = Builder()
         weights = [graph.constant(self.normal(16))] if weight else []
-        x = graph.input(shape, dtype, signature=signature)
+        x = graph.input(shape, dtype, signature)
         y = graph.tensor(y_shape, dtype) if y_shape else None
-        graph.output(
-            graph.composite(
-                x, *weights, decomposition=1, attributes={"epsilon": _EPSILON}, y=y
-            )
-        )
-        inside = model.subgraph("odml.rms_norm.impl")
-        x = inside.input(inner or shape, inner_dtype or dtype, signature=signature)
-        weights = [inside.input((16,))] if weight else []
-        inside.output(build(inside, x, *weights))
-        return model
+        with graph.branch(b"odml.rms_norm.impl") as inside:
+            inner_x = graph.input(inner or shape, inner_dtype or dtype, signature)
+            inner_weights = [graph.input((16,))] if weight else []
+            graph.subgraph.outputs = [build(graph, inner_x, *inner_weights)]
+        return graph.content(_composite(graph, x, *weights, inside=inside, y=y))
 
     @parameterized.parameters(*_MEANS)
     def test_mean(self, name):
         def build(g, x, w):
-            v = g.op("ADD", _MEANS[name](g, x), _EPSILONS["scalar"](g))
-            return g.op("MUL", w, g.op("MUL", x, _rsqrt(g, v)))
+            v = g("ADD", _MEANS[name](g, x), _EPSILONS["scalar"](g))
+            return g("MUL", w, g("MUL", x, _rsqrt(g, v)))
 
         model = self.around(build, weight=True)
         self.assertEqual(_num_delegate_nodes(model), 1)
@@ -1184,18 +942,16 @@ class CompositeTest(DelegateTestCase):
     @parameterized.parameters(*_EPSILONS)
     def test_root_and_epsilon(self, name):
         for root in (
-            lambda g, x, v: g.op("MUL", _power(g, v, -0.5), x),
-            lambda g, x, v: g.op("DIV", x, _power(g, v, 0.5)),
-            lambda g, x, v: g.op(
-                "MUL", x, g.op("DIV", g.constant(1.0), g.op("SQRT", v))
-            ),
+            lambda g, x, v: g("MUL", _power(g, v, -0.5), x),
+            lambda g, x, v: g("DIV", x, _power(g, v, 0.5)),
+            lambda g, x, v: g("MUL", x, g("DIV", g.constant(1.0), g("SQRT", v))),
         ):
 
             def build(g, x, w, root=root):
                 epsilon = _EPSILONS[name](g)
-                v = g.op("ADD", epsilon, _MEANS["mul"](g, x), shape=(2, 3, 1))
+                v = g("ADD", epsilon, _MEANS["mul"](g, x), shape=(2, 3, 1))
                 leading_ones = g.reshape(w, (1, 1, 16))
-                return g.op("MUL", leading_ones, root(g, x, v))
+                return g("MUL", leading_ones, root(g, x, v))
 
             # 1e-3 in float16 is further from the attribute than a rounding.
             claimed = name != "float16"
@@ -1213,21 +969,17 @@ class CompositeTest(DelegateTestCase):
 
     def test_decomposition_before_the_composite(self):
         """The delegate has replaced its operators when it sees the composite."""
-        model = _Model()
-        inside = model.subgraph("odml.rms_norm.impl")
-        x, w = inside.input((2, 16)), inside.input((16,))
-        inside.output(_range_safe(inside, x, _EPSILON, w))
-        graph = model.subgraph("main")
-        x = graph.input((2, 16))
+        graph = Builder()
+        x, w = graph.input((2, 16)), graph.input((16,))
+        graph.subgraph.outputs = [_range_safe(graph, x, _EPSILON, w)]
         weight = self.normal(16)
-        y = graph.composite(
-            x,
-            graph.constant(weight),
-            decomposition=0,
-            attributes={"epsilon": _EPSILON},
-        )
-        graph.output(graph.op("ADD", y, y))
-        model.signature(1)
+        with graph.branch(b"main"):
+            x = graph.input((2, 16))
+            y = _composite(graph, x, graph.constant(weight), inside=0)
+            y = graph("ADD", y, y)
+            graph.subgraph.outputs = [y]
+            graph.serve({"x0": x}, {"y0": y}, "main")
+        model = flatbuffer.to_bytes(graph.model)
         interpreter = _interpreter(model, xnnpack=False)
         value = self.normal(2, 16)
         y = interpreter.get_signature_runner("main")(x0=value)["y0"]
@@ -1238,7 +990,7 @@ class CompositeTest(DelegateTestCase):
 
     def test_without_weight_around_a_constant_of_ones(self):
         model = self.around(
-            lambda g, x: g.op(
+            lambda g, x: g(
                 "MUL", _decompose(g, x, epsilon=_EPSILON), g.constant(np.ones(16))
             )
         )
@@ -1267,7 +1019,7 @@ class CompositeTest(DelegateTestCase):
         (
             "all_axes_of_a_placeholder",
             {"shape": (1, 16), "signature": [-1, 16]},
-            lambda g, x: _with_mean(g, g.reduce("MEAN", g.op("MUL", x, x), (0, 1)), x),
+            lambda g, x: _with_mean(g, g.reduce("MEAN", g("MUL", x, x), (0, 1)), x),
         ),
         ("other_shape", {"shape": (2, 8), "inner": (2, 16)}, None),
         ("other_rows", {"shape": (3, 16), "inner": (2, 16)}, None),
@@ -1276,7 +1028,7 @@ class CompositeTest(DelegateTestCase):
         (
             "further_operator",
             {},
-            lambda g, x: g.op("ABS", _decompose(g, x, epsilon=_EPSILON)),
+            lambda g, x: g("ABS", _decompose(g, x, epsilon=_EPSILON)),
         ),
         (
             "epsilon_outside_the_root",
@@ -1286,9 +1038,9 @@ class CompositeTest(DelegateTestCase):
         (
             "int8_inside",
             {},
-            lambda g, x: g.op(
+            lambda g, x: g(
                 "CAST",
-                g.op("CAST", _decompose(g, x, epsilon=_EPSILON), dtype=np.int8),
+                g("CAST", _decompose(g, x, epsilon=_EPSILON), dtype=np.int8),
                 dtype=np.float32,
             ),
         ),
@@ -1302,7 +1054,7 @@ class CompositeTest(DelegateTestCase):
         model = self.around(build, **around)
         # Whether the runtime can run it, does not matter here.
         interpreter = litert.Interpreter(
-            model_content=model.finish(),
+            model_content=model,
             experimental_delegates=[_load_delegate()],
             experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
@@ -1314,7 +1066,7 @@ class CompositeTest(DelegateTestCase):
 
         def build(g, x, w):
             y = _decompose(g, x, epsilon=_EPSILON)
-            g.op("MUL", y, w)
+            g("MUL", y, w)
             return y
 
         model = self.around(build, weight=True)
@@ -1331,15 +1083,10 @@ class CompositeTest(DelegateTestCase):
 
     def test_composite_of_itself(self):
         """The runtime runs into itself when it allocates, so that comes after."""
-        model = _Model()
-        graph = model.subgraph()
-        graph.output(
-            graph.composite(
-                graph.input((2, 16)), decomposition=0, attributes={"epsilon": 1e-3}
-            )
-        )
+        graph = Builder()
+        model = graph.content(_composite(graph, graph.input((2, 16)), inside=0))
         interpreter = litert.Interpreter(
-            model_content=model.finish(),
+            model_content=model,
             experimental_delegates=[_load_delegate()],
             experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
@@ -1348,41 +1095,23 @@ class CompositeTest(DelegateTestCase):
 
     def test_statistic_of_other_rows(self):
         """Every row divided by the rms of every row, as a reshape makes of it."""
-        model = _Model()
-        graph = model.subgraph()
-        graph.output(
-            graph.composite(
-                graph.input((3, 1, 16)),
-                decomposition=1,
-                attributes={"epsilon": 1e-3},
-                y=graph.tensor((3, 3, 16)),
-            )
-        )
-        inside = model.subgraph("odml.rms_norm.impl")
-        x = inside.input((3, 1, 16))
-        _decompose(inside, x, epsilon=1e-3)
-        inverse = inside.graph.operators[-1].inputs[1]
-        inside.graph.operators.pop()
-        turned = inside.tensor((1, 3, 1))
-        shape = inside.constant([1, 3, 1], np.int32)
-        inside.operator(_OP.RESHAPE, [inverse, shape], [turned])
-        y = inside.tensor((3, 3, 16))
-        inside.operator(
-            _OP.MUL,
-            [x, turned],
-            [y],
-            builtinOptionsType=_OPTIONS.MulOptions,
-            builtinOptions=schema.MulOptionsT(),
-        )
-        inside.output(y)
+        graph = Builder()
+        x, y = graph.input((3, 1, 16)), graph.tensor((3, 3, 16))
+        with graph.branch(b"odml.rms_norm.impl") as inside:
+            inner = graph.input((3, 1, 16))
+            _decompose(graph, inner, epsilon=_EPSILON)
+            inverse = graph.subgraph.operators.pop().inputs[1]
+            turned = graph.reshape(inverse, (1, 3, 1))
+            graph.subgraph.outputs = [graph("MUL", inner, turned)]
+        model = graph.content(_composite(graph, x, inside=inside, y=y))
         self.assertEqual(_num_delegate_nodes(model), 0)
         self.assert_same_as_runtime(model)
 
 
 class ErrorTest(DelegateTestCase):
     def assert_rejected(self, build, message):
-        model = _Model()
-        build(model.subgraph())
+        graph = Builder()
+        model = graph.content(build(graph))
         with self.assertRaisesRegex((RuntimeError, ValueError), message):
             _interpreter(model)
 
@@ -1390,18 +1119,17 @@ class ErrorTest(DelegateTestCase):
         ("no_options", b"", "FlexBuffers map .*, got 0 bytes"),
         ("garbage", b"garbage options", "not a valid FlexBuffer"),
         ("no_map", flexbuffers.Dumps(1e-6), "must be a FlexBuffers map"),
-        ("no_epsilon", flexbuffers.Dumps({}), '"epsilon" is missing'),
-        ("unknown", flexbuffers.Dumps({"epsilon": 1.0, "axis": 1}), '"axis"'),
-        ("text", flexbuffers.Dumps({"epsilon": "1e-6"}), "must be a number"),
-        ("zero", flexbuffers.Dumps({"epsilon": 0.0}), "> 0, got 0"),
-        ("negative", flexbuffers.Dumps({"epsilon": -1e-6}), "> 0, got -"),
-        ("nan", flexbuffers.Dumps({"epsilon": float("nan")}), "finite.*nan"),
-        ("inf", flexbuffers.Dumps({"epsilon": float("inf")}), "finite.*inf"),
+        ("no_epsilon", {}, '"epsilon" is missing'),
+        ("unknown", {"epsilon": 1.0, "axis": 1}, '"axis"'),
+        ("text", {"epsilon": "1e-6"}, "must be a number"),
+        ("zero", {"epsilon": 0.0}, "> 0, got 0"),
+        ("negative", {"epsilon": -1e-6}, "> 0, got -"),
+        ("nan", {"epsilon": float("nan")}, "finite.*nan"),
+        ("inf", {"epsilon": float("inf")}, "finite.*inf"),
     )
     def test_options(self, options, message):
         def build(graph):
-            y = graph.rms_norm(graph.input((2, 8)), options=options)
-            graph.output(y)
+            return _norm(graph, graph.input((2, 8)), options=options)
 
         self.assert_rejected(build, "ai_edge_torch.rms_norm: .*" + message)
 
@@ -1414,47 +1142,47 @@ class ErrorTest(DelegateTestCase):
     def test_weight(self, shape, dtype, message):
         def build(graph):
             weight = graph.constant(np.ones(shape), dtype)
-            graph.output(graph.rms_norm(graph.input((2, 8)), weight))
+            return _norm(graph, graph.input((2, 8)), weight)
 
         self.assert_rejected(build, message)
 
     def test_quantized_input(self):
         def build(graph):
-            graph.output(graph.rms_norm(graph.input((2, 8), np.int8)))
+            return _norm(graph, graph.input((2, 8), np.int8))
 
         self.assert_rejected(build, "x must be float32, float16 .*got int8")
 
     def test_output_of_another_type(self):
         def build(graph):
             y = graph.tensor((2, 8), np.float16)
-            graph.output(graph.rms_norm(graph.input((2, 8)), y=y))
+            return _norm(graph, graph.input((2, 8)), y=y)
 
         self.assert_rejected(build, "y must have the type of x, float32, got float16")
 
     def test_scalar(self):
         self.assert_rejected(
-            lambda graph: graph.output(graph.rms_norm(graph.input(()))),
+            lambda graph: _norm(graph, graph.input(())),
             "at least one dimension",
         )
 
     def test_residual_of_another_shape(self):
         def build(graph):
-            _, y = graph.add_rms_norm(graph.input((2, 8)), graph.input((1, 8)))
-            graph.output(y)
+            _, y = _add_norm(graph, graph.input((2, 8)), graph.input((1, 8)))
+            return y
 
         self.assert_rejected(build, r"residual must .*\[2, 8\].*got float32 \[1, 8\]")
 
     def test_number_of_operands(self):
         def build(graph):
             x = graph.input((2, 8))
-            graph.output(graph.rms_norm(x, x, x))
+            return _norm(graph, x, x, x)
 
         self.assert_rejected(build, "got 3 inputs")
 
     def test_output_is_constant(self):
         def build(graph):
             y = graph.constant(np.zeros((2, 8)))
-            graph.output(graph.rms_norm(graph.input((2, 8)), y=y))
+            return _norm(graph, graph.input((2, 8)), y=y)
 
         self.assert_rejected(build, "y is a constant tensor")
 

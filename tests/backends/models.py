@@ -1,9 +1,8 @@
 """One norm in each encoding, with what it should compute, for the tests of backends."""
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
-from ai_edge_rms_norm.tflite import edit, encoding, op_options
+from ai_edge_rms_norm.tflite import encoding, op_options
 from testing.tflite_builder import Builder
 
 EPSILON = 1e-6
@@ -65,21 +64,9 @@ def norm(
     if encoding_name == encoding.Encoding.COMPOSITE and not weight:
         return graph.content(_weightless_composite(graph, x, epsilon))
     y = graph.tensor(shape, signature=graph.signature(x))
-    graph.subgraph.operators.append(
-        schema.OperatorT(
-            opcodeIndex=edit.intern_operator_code(
-                graph.model, schema.BuiltinOperator.CUSTOM, op_options.RMS_NORM
-            ),
-            inputs=operands,
-            outputs=[y],
-            customOptions=_octets(epsilon),
-        )
-    )
+    options = op_options.encode_custom_options(epsilon)
+    graph.custom(op_options.RMS_NORM, operands, [y], options)
     return encoding.translate(graph.content(y), encoding_name)
-
-
-def _octets(epsilon: float) -> np.ndarray:
-    return np.frombuffer(op_options.encode_custom_options(epsilon), np.uint8)
 
 
 def _plain(graph: Builder, operands: list[int], epsilon: float) -> int:

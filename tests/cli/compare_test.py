@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 from absl.testing import absltest
-from ai_edge_litert import schema_py_generated as schema
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.runtime import compare
@@ -27,14 +26,7 @@ def norm_model(epsilon: float) -> arn.Model:
     mean = builder.reduce("MEAN", builder("MUL", x, x))
     root = builder("RSQRT", builder("ADD", mean, builder.constant(epsilon)))
     y = builder("MUL", x, root)
-    builder.model.signatureDefs = [
-        schema.SignatureDefT(
-            signatureKey=b"serving_default",
-            subgraphIndex=0,
-            inputs=[schema.TensorMapT(name=b"args_0", tensorIndex=x)],
-            outputs=[schema.TensorMapT(name=b"output_0", tensorIndex=y)],
-        )
-    ]
+    builder.serve({"args_0": x}, {"output_0": y})
     return arn.fuse(builder.content(y))[0]
 
 

@@ -10,7 +10,6 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from ai_edge_litert import schema_py_generated as schema
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.runtime import gpu
@@ -34,14 +33,7 @@ def plain_norms() -> bytes:
         mean = builder.reduce("MEAN", builder("MUL", x, x))
         root = builder("RSQRT", builder("ADD", mean, builder.constant(_EPSILON)))
         x = builder("MUL", builder("MUL", x, root), builder.constant(_WEIGHT))
-    builder.model.signatureDefs = [
-        schema.SignatureDefT(
-            signatureKey=b"serving_default",
-            subgraphIndex=0,
-            inputs=[schema.TensorMapT(name=b"args_0", tensorIndex=0)],
-            outputs=[schema.TensorMapT(name=b"output_0", tensorIndex=x)],
-        )
-    ]
+    builder.serve({"args_0": 0}, {"output_0": x})
     return builder.content(x)
 
 

@@ -39,23 +39,17 @@ def _composite(shape, inner=(2, 16), axes=-1, inside=np.float32, attributes=None
     """A composite whose operands are not those of its decomposition, or odd ones."""
     b, inputs, outputs = _interface(shape, **kw)
     index = corpus.decomposition(b, inner, axes, inside)
-    b.composite(inputs, outputs, index, 1e-3)
-    if attributes is not None:
-        options = b.subgraph.operators[0].builtinOptions2
-        options.compositeAttributes = np.frombuffer(attributes, np.uint8)
+    b.composite(inputs, outputs, index, attributes=attributes)
     return flatbuffer.to_bytes(b.model)
 
 
 def _custom(options, shape=(2, 16), name=op_options.RMS_NORM, terms=1, **kwargs):
     b, (x, weight), outputs = _interface(shape, **kwargs)
-    data = None if options is None else np.frombuffer(options, np.uint8)
-    b.subgraph.operators.append(
-        schema.OperatorT(
-            opcodeIndex=edit.intern_operator_code(b.model, _OP.CUSTOM, name),
-            inputs=[x, *[b.constant(np.ones(16))] * (terms - 1), weight],
-            outputs=[*[b.tensor(shape)] * (terms - 1), *outputs],
-            customOptions=data,
-        )
+    b.custom(
+        name,
+        [x, *[b.constant(np.ones(16))] * (terms - 1), weight],
+        [*[b.tensor(shape)] * (terms - 1), *outputs],
+        options,
     )
     return flatbuffer.to_bytes(b.model)
 

@@ -356,14 +356,7 @@ class ChainTest(parameterized.TestCase):
         """It is an output then, although the subgraph does not say so."""
         graph, y = norm_graph()
         mean = graph.subgraph.operators[1].outputs[0]
-        graph.model.signatureDefs = [
-            schema.SignatureDefT(
-                inputs=[schema.TensorMapT(b"x", 0)],
-                outputs=[schema.TensorMapT(b"y", y), schema.TensorMapT(b"m", mean)],
-                signatureKey=b"serving_default",
-                subgraphIndex=0,
-            )
-        ]
+        graph.serve({"x": 0}, {"y": y, "m": mean})
         content = graph.content(y)
         model, report = arn.fuse(content)
         self.assertEmpty(report.fused)
