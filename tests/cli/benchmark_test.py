@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import torch
 from absl.testing import absltest
@@ -62,6 +63,31 @@ class CliTest(absltest.TestCase):
         self.assertEqual(times[f"{paths[0]}, 1 thread"]["ratio"], 1)
         for timing in times.values():
             self.assertBetween(timing["median"], timing["low"], timing["high"])
+
+    def test_profile_and_picture(self):
+        picture = self.folder / "times.png"
+        options = ("--profile", "--seconds", 0.01, "--png", picture)
+        result = run("benchmark", self.path, *options)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        times, profile = (part.splitlines() for part in result.stdout.split("\n\n"))
+        self.assertLen(times, 2)
+        kinds = [line.split("\t")[2] for line in profile[1:-1]]
+        self.assertIn("norm: 1 x AiEdgeRmsNorm", kinds)
+        self.assertEqual(kinds[-3:], ["all norms", "everything else", "the call"])
+        self.assertStartsWith(picture.read_bytes(), b"\x89PNG")
+        result = run("benchmark", self.path, "--json", *options)
+        document = json.loads(result.stdout)["profile"]["serving_default"]
+        (profile,) = document.values()
+        self.assertEqual(profile["kinds"][0]["count"], 1)
+        self.assertEqual(profile["norms_by"], "profiler")
+
+    def test_a_picture_without_matplotlib(self):
+        (self.folder / "matplotlib.py").write_text("raise ImportError")
+        with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
+            result = run("benchmark", self.path, "--png", self.folder / "times.png")
+        self.assertEqual(result.returncode, 2)
+        self.assertLen(result.stderr.splitlines(), 1)
+        self.assertIn("pip install 'ai-edge-rms-norm[plot]'", result.stderr)
 
     def test_benchmark_of_tokens(self):
         path = self.folder / "embedding.tflite"

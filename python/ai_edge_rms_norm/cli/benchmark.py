@@ -1,17 +1,21 @@
 """`ai-edge-rms-norm benchmark`."""
 
 import contextlib
+import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ai_edge_rms_norm.cli import app, errors, options, output
 from ai_edge_rms_norm.cli.compare import timing_row
+from ai_edge_rms_norm.cli.rewrite import check_output
 from ai_edge_rms_norm.runtime import benchmark as benchmark_lib
+from ai_edge_rms_norm.runtime import pictures, profiler
 from ai_edge_rms_norm.runtime.interpreter import kernel_variant
 
 _COLUMNS = ("signature", "model", "median ms", "quartiles ms", "ratio", "quartiles")
+_PROFILE = ("signature", "model", "operators", "median ms", "quartiles ms", "share")
 
 
 def _counts(text: str) -> list[int]:
@@ -21,6 +25,57 @@ def _counts(text: str) -> list[int]:
             f"--threads must be numbers from 1 on, as in 1,2, got {text!r}"
         )
     return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _profiles(
+    models: list[pathlib.Path], counts: list[int], decomposed: bool, seconds: float
+) -> dict[str, dict[str, profiler.Profile]]:
+    result: dict[str, dict[str, profiler.Profile]] = {}
+    for count in counts:
+        for model in models:
+            with errors.about(model), output.stage(f"Profiling {model}"):
+                profiles = profiler.profile_model(
+                    model, threads=count, fuse_decomposed=decomposed, seconds=seconds
+                )
+            name = benchmark_lib.run_name(model, count)
+            for signature, profile in profiles.items():
+                result.setdefault(signature, {})[name] = profile
+    return result
+
+
+def _print_profiles(profiles: dict[str, dict[str, profiler.Profile]]) -> None:
+    rows = []
+    by_difference = False
+    for signature, of_signature in profiles.items():
+        for name, profile in of_signature.items():
+            named = [
+                (f"{'norm: ' * kind.is_norm}{kind.count} x {kind.kind}", kind.seconds)
+                for kind in profile.kinds
+            ]
+            named += [
+                ("not in an operator", profile.unattributed),
+                ("all norms", profile.norms),
+                ("everything else", profile.rest),
+                ("the call", profile.seconds),
+            ]
+            rows += [
+                [
+                    signature,
+                    name,
+                    kind,
+                    f"{seconds.median * 1e3:.4f}",
+                    f"{seconds.low * 1e3:.4f} to {seconds.high * 1e3:.4f}",
+                    f"{seconds.median / profile.seconds.median:.1%}",
+                ]
+                for kind, seconds in named
+            ]
+            by_difference |= profile.norms_by == "difference"
+    output.table(_PROFILE, rows)
+    if by_difference:
+        output.summary(
+            "the norms run operator by operator: their time is the difference to the"
+            " same model with them fused"
+        )
 
 
 @app.command
@@ -33,33 +88,59 @@ def benchmark(
         bool, typer.Option("--decomposed", help="Fuse decomposed norms at run time.")
     ] = False,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time per signature.")] = 1.0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Time the operators by kind, too.")
+    ] = False,
+    png: Annotated[
+        pathlib.Path | None, typer.Option(help="Draw the medians and quartiles.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     r"""Time models on random input (zeros for integers), in interleaved rounds.
 
     Ratios refer to the first model with the first number of threads, round by round.
+    --profile reads LiteRT's profiler: norms on the kernels, everything else by kind.
 
     \b
     Examples:
       ai-edge-rms-norm benchmark model.tflite --threads 1,2
       ai-edge-rms-norm benchmark model.tflite fused.tflite --seconds 5
+      ai-edge-rms-norm benchmark model.tflite --profile
+      ai-edge-rms-norm benchmark model.tflite fused.tflite --png times.png
     """
+    if png is not None:
+        check_output(png)
+        with errors.about(png):
+            pictures.new_figure(1, 1)  # Not only after the measurement.
+    counts = _counts(threads)
     models = list(dict.fromkeys(models))
     # Of several, the errors name the one.
     about = errors.about(models[0]) if len(models) == 1 else contextlib.nullcontext()
     with about, output.stage("Measuring"):
         result = benchmark_lib.benchmark(
             models,
-            threads=_counts(threads),
+            threads=counts,
             fuse_decomposed=decomposed,
             seconds=seconds,
         )
+    if png is not None:
+        with errors.about(png):
+            benchmark_lib.plot(result, png)
+    profiles = _profiles(models, counts, decomposed, seconds) if profile else {}
     if json:
         timings = {
             signature: {name: vars(timing) for name, timing in of_signature.items()}
             for signature, of_signature in result.items()
         }
-        data = {"kernel_variant": kernel_variant(), "seconds_per_call": timings}
+        data: dict[str, Any] = {
+            "kernel_variant": kernel_variant(),
+            "seconds_per_call": timings,
+        }
+        if profile:
+            data["profile"] = {
+                signature: {n: dataclasses.asdict(p) for n, p in of_signature.items()}
+                for signature, of_signature in profiles.items()
+            }
         output.print_json("benchmark", data)
         return
     rows = [
@@ -68,4 +149,7 @@ def benchmark(
         for name, timing in of_signature.items()
     ]
     output.table(_COLUMNS, rows)
+    if profile:
+        print()
+        _print_profiles(profiles)
     output.summary(f"kernel variant {kernel_variant()}")

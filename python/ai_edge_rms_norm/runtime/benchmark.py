@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ai_edge_rms_norm.runtime import execution
+from ai_edge_rms_norm.runtime import execution, pictures
 from ai_edge_rms_norm.runtime.interpreter import Interpreter
 
-__all__ = ["Timing", "benchmark", "interleaved"]
+__all__ = ["Timing", "benchmark", "interleaved", "plot", "run_name"]
 
 # Longer than threads spin after their work, so that those of one do not slow the next.
 _WARM_UP = 5e-3
@@ -152,8 +152,7 @@ def benchmark(
             interpreter = Interpreter(
                 model_path=path, num_threads=count, fuse_decomposed=fuse_decomposed
             )
-            name = f"{os.fspath(path)}, {count} thread{'s' * (count > 1)}"
-            runners[name] = execution.runners(interpreter)
+            runners[run_name(path, count)] = execution.runners(interpreter)
     baseline = next(iter(runners))
     result = {}
     for signature, first in runners[baseline].items():
@@ -177,7 +176,55 @@ def benchmark(
     return result
 
 
+def run_name(path: str | os.PathLike[str], threads: int) -> str:
+    """Returns what a model with a number of threads is called in results."""
+    return f"{os.fspath(path)}, {threads} thread{'s' * (threads > 1)}"
+
+
 def _call(
     runner: execution.Runner, inputs: Mapping[str, np.ndarray]
 ) -> Callable[[], object]:
     return lambda: runner(inputs)
+
+
+def plot(
+    timings: Mapping[str, Mapping[str, Timing]], path: str | os.PathLike[str]
+) -> None:
+    """Draws the medians, with the quartiles as bars, one panel per signature.
+
+    Args:
+      timings: What `benchmark` returns.
+      path: The picture to write; its suffix says the format, PNG without one.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      OSError: The file cannot be written.
+      ValueError: The format is not known.
+    """
+    rows = sum(len(of_signature) for of_signature in timings.values())
+    figure = pictures.new_figure(8, 0.9 * len(timings) + 0.4 * rows)
+    heights = [len(of_signature) for of_signature in timings.values()]
+    panels = figure.subplots(
+        len(timings), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for axes, (signature, of_signature) in zip(
+        panels[:, 0], timings.items(), strict=True
+    ):
+        values = list(of_signature.values())
+        medians = [timing.median * 1e3 for timing in values]
+        spread = (
+            [(timing.median - timing.low) * 1e3 for timing in values],
+            [(timing.high - timing.median) * 1e3 for timing in values],
+        )
+        names = [_shown_name(name) for name in of_signature]
+        axes.barh(range(len(names)), medians, xerr=spread, capsize=3)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_title(signature)
+        axes.set_xlabel("milliseconds per call: median, and quartiles")
+    pictures.write_figure(figure, path)
+
+
+def _shown_name(name: str) -> str:
+    path, comma, threads = name.rpartition(", ")
+    return os.path.basename(path) + comma + threads

@@ -6,7 +6,6 @@ report.plot("norms.png")
 """
 
 import dataclasses
-import io
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -18,11 +17,11 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy import typing as npt
 
 from ai_edge_rms_norm import backends, tables
-from ai_edge_rms_norm.runtime import execution
+from ai_edge_rms_norm.runtime import execution, pictures
 from ai_edge_rms_norm.runtime import gpu as gpu_lib
 from ai_edge_rms_norm.runtime.model import Model
 from ai_edge_rms_norm.tflite import bundle as bundle_lib
-from ai_edge_rms_norm.tflite import edit, files, flatbuffer, inspection
+from ai_edge_rms_norm.tflite import edit, flatbuffer, inspection
 from ai_edge_rms_norm.tflite import encoding as encoding_lib
 
 __all__ = ["CheckReport", "CheckedNorm", "Statistics", "check"]
@@ -261,14 +260,6 @@ class CheckReport:
           OSError: The file cannot be written.
           ValueError: No norm was measured, or the format is not known.
         """
-        try:
-            from matplotlib.figure import Figure
-            from matplotlib.ticker import MaxNLocator
-        except ImportError as error:
-            raise ImportError(
-                "a plot needs matplotlib: pip install 'ai-edge-rms-norm[plot]'",
-                name="matplotlib",
-            ) from error
         shown = [
             (i, norm, norm.statistics.max_abs)
             for i, norm in enumerate(self.norms)
@@ -276,7 +267,9 @@ class CheckReport:
         ]
         if not shown:
             raise ValueError(f"{self.name}: no norm was measured, nothing to draw")
-        figure = Figure(figsize=(8, 4), layout="constrained")
+        figure = pictures.new_figure(8, 4)
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.subplots()
         axes.axhline(_LARGEST_X, color="tab:red", linestyle="--", label="256: float16")
         for has_finding, color, label in (
@@ -294,10 +287,7 @@ class CheckReport:
         axes.set_ylabel("max|x|")
         axes.set_title(pathlib.PurePath(self.name).name)
         axes.legend()
-        content = io.BytesIO()
-        suffix = pathlib.PurePath(path).suffix.removeprefix(".") or "png"
-        figure.savefig(content, format=suffix)
-        files.write_file(path, [content.getvalue()])
+        pictures.write_figure(figure, path)
 
 
 def _row(checked: CheckedNorm) -> list[str]:

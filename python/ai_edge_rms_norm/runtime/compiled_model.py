@@ -4,11 +4,13 @@ CompiledModel loads no delegates, but accelerator libraries: from the folder tha
 environment names, under a fixed file name. The delegate's library is one.
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ai_edge_rms_norm.runtime import interpreter
@@ -16,7 +18,7 @@ from ai_edge_rms_norm.runtime import interpreter
 if TYPE_CHECKING:
     from ai_edge_litert.environment import Environment
 
-__all__ = ["environment"]
+__all__ = ["accelerator", "environment"]
 
 # The name under which the runtime looks for an accelerator library.
 _FILE_NAME = "libLiteRtGpuAccelerator.so"
@@ -35,6 +37,31 @@ def _check_version() -> None:
                 f"{package} is {version}; CompiledModel takes the kernels from 2.2 on"
             )
         return
+
+
+@contextlib.contextmanager
+def accelerator(num_threads: int | None = None) -> Iterator[str]:
+    """Gives a folder with the kernels as an accelerator library, for an environment.
+
+    Args:
+      num_threads: As for `environment`.
+
+    Raises:
+      FileNotFoundError: The package was built without the delegate.
+      ValueError: num_threads is not between 1 and 256.
+    """
+    if num_threads is not None and not 1 <= num_threads <= _MAX_NUM_THREADS:
+        raise ValueError(
+            f"num_threads must be from 1 to {_MAX_NUM_THREADS}, got {num_threads}"
+        )
+    delegate = interpreter.delegate_path()
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy is a library of its own in the process, with its own num_threads. It
+        # stays loaded without its file.
+        library = pathlib.Path(shutil.copyfile(delegate, f"{folder}/{_FILE_NAME}"))
+        if num_threads is not None:
+            ctypes.CDLL(str(library)).ai_edge_rms_norm_set_num_threads(num_threads)
+        yield folder
 
 
 def environment(num_threads: int | None = None) -> "Environment":
@@ -59,18 +86,8 @@ def environment(num_threads: int | None = None) -> "Environment":
       RuntimeError: ai-edge-litert is older than 2.2.
       ValueError: num_threads is not between 1 and 256.
     """
-    if num_threads is not None and not 1 <= num_threads <= _MAX_NUM_THREADS:
-        raise ValueError(
-            f"num_threads must be from 1 to {_MAX_NUM_THREADS}, got {num_threads}"
-        )
-    delegate = interpreter.delegate_path()
-    _check_version()
-    from ai_edge_litert.environment import Environment, EnvironmentOptions
+    with accelerator(num_threads) as folder:
+        _check_version()
+        from ai_edge_litert.environment import Environment, EnvironmentOptions
 
-    with tempfile.TemporaryDirectory() as folder:
-        # A copy is a library of its own in the process, with its own num_threads. It
-        # stays loaded without its file.
-        library = pathlib.Path(shutil.copyfile(delegate, f"{folder}/{_FILE_NAME}"))
-        if num_threads is not None:
-            ctypes.CDLL(str(library)).ai_edge_rms_norm_set_num_threads(num_threads)
         return Environment.create(options=EnvironmentOptions(runtime_path=folder))

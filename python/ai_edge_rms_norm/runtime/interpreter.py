@@ -18,7 +18,13 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ai_edge_rms_norm.tflite import encoding, files, flatbuffer, op_options, verify
 
-__all__ = ["Interpreter", "delegate_path", "kernel_variant", "kernel_variants"]
+__all__ = [
+    "Interpreter",
+    "delegate_path",
+    "kernel_variant",
+    "kernel_variants",
+    "resolve_custom_calls",
+]
 
 _SUFFIX = "dylib" if sys.platform == "darwin" else "so"
 _DELEGATE = (
@@ -74,7 +80,7 @@ def _text_from_delegate(name: str) -> str:
     return text.decode()
 
 
-def _resolve_custom_calls(content: verify.Content, name: str) -> bytes | None:
+def resolve_custom_calls(content: verify.Content, name: str) -> bytes | None:
     """Returns the model with its custom calls as CUSTOM; None if it has none.
 
     No runtime resolves STABLEHLO_CUSTOM_CALL (the schema says that it has no kernel),
@@ -157,12 +163,12 @@ class Interpreter(litert.Interpreter):  # type: ignore[misc]
         name = "model_content" if model_path is None else os.fsdecode(model_path)
         if model_path is not None:
             model_path, content = name, files.read_file(name)
-            resolved = _resolve_custom_calls(content, name)
+            resolved = resolve_custom_calls(content, name)
             if resolved is None and not _is_utf8(name):
                 # The runtime cannot open a file whose name is not UTF-8.
                 resolved = bytes(content)
         else:
-            resolved = _resolve_custom_calls(model_content, name)
+            resolved = resolve_custom_calls(model_content, name)
         if resolved is not None:
             model_path, model_content = None, resolved
         options = {"fuse_decomposed": "1"} if fuse_decomposed else None
