@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import torch
+import transformers
 from absl.testing import absltest
 from ai_edge_litert import schema_py_generated as schema
 
@@ -102,11 +103,34 @@ class ConvertTest(absltest.TestCase):
         self.assertNotIn("a bug of", log)
         self.assertFalse(self.output.exists())
 
+    def test_a_checkpoint(self):
+        checkpoint = self.folder / "config.json"
+        config = transformers.LlamaConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_attention_heads=4,
+            num_hidden_layers=1,
+            vocab_size=32,
+        )
+        config.to_json_file(checkpoint)
+        sizes = ("--prefill-lengths", "4,8", "--cache-length", 16)
+        code, text, log = self.convert(checkpoint, *sizes)
+        self.assertEqual(code, 0)
+        self.assertEqual(
+            log, f"warning: {checkpoint}: without weights; they are random\n"
+        )
+        self.assertStartsWith(text, "3 modules replaced\n")
+        signatures = arn.Model.load(self.output).interpreter().get_signature_list()
+        self.assertCountEqual(signatures, ["prefill_4", "prefill_8", "decode"])
+        code, _, log = self.convert(checkpoint, "--dynamic")
+        self.assertEqual(code, 2)
+        self.assertIn("a checkpoint has the sizes of --prefill-lengths", log)
+
     def test_other_sources_are_refused(self):
         for source, cause in (
             (f"{self.source}:wrong", "wrong must return (torch.nn.Module"),
             (f"{self.source}:missing", "it has no function 'missing'"),
-            (str(self.folder), "Hugging Face checkpoints are not read"),
+            (str(self.folder), "checkpoint has no example inputs"),
         ):
             with self.assertRaises(ValueError) as caught:
                 sources.load_source(source)

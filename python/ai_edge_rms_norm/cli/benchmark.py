@@ -18,15 +18,6 @@ _COLUMNS = ("signature", "model", "median ms", "quartiles ms", "ratio", "quartil
 _PROFILE = ("signature", "model", "operators", "median ms", "quartiles ms", "share")
 
 
-def _counts(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise errors.InputError(
-            f"--threads must be numbers from 1 on, as in 1,2, got {text!r}"
-        )
-    return list(dict.fromkeys(int(part) for part in parts))
-
-
 def _profiles(
     models: list[pathlib.Path], counts: list[int], decomposed: bool, seconds: float
 ) -> dict[str, dict[str, profiler.Profile]]:
@@ -112,7 +103,7 @@ def benchmark(
         check_output(png)
         with errors.about(png):
             pictures.new_figure(1, 1)  # Not only after the measurement.
-    counts = _counts(threads)
+    counts = options.numbers("--threads", threads)
     models = list(dict.fromkeys(models))
     # Of several, the errors name the one.
     about = errors.about(models[0]) if len(models) == 1 else contextlib.nullcontext()

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,8 @@ from ai_edge_rms_norm.tflite import bundle, inspection
 from ai_edge_rms_norm.tflite.encoding import Encoding
 
 if TYPE_CHECKING:
-    from ai_edge_rms_norm.conversion import sources
+    from ai_edge_rms_norm.conversion import huggingface, sources
+    from ai_edge_rms_norm.ops.replace import ReplaceReport
 
 _DYNAMIC_INT8 = "dynamic_int8"
 # Names of recipes of ai-edge-quantizer, by ours.
@@ -27,15 +28,22 @@ _RECIPES = {
 }
 
 
-def _load(source: str, dynamic: bool) -> "sources.Source":
+def _load(source: str, dynamic: bool) -> "sources.Source | huggingface.Checkpoint":
     try:
         import torch
 
-        from ai_edge_rms_norm.conversion import sources
+        from ai_edge_rms_norm.conversion import huggingface, sources
     except ModuleNotFoundError as error:
         raise errors.InputError(
             f"{error.name} is not installed: pip install 'ai-edge-rms-norm[convert]'"
         ) from error
+    if huggingface.is_checkpoint(source):
+        if dynamic:
+            raise errors.InputError(
+                f"{source}: --dynamic is for factories; a checkpoint has the sizes of"
+                " --prefill-lengths and --cache-length"
+            )
+        return huggingface.load_checkpoint(source)
     loaded = sources.load_source(source)
     if not dynamic:
         return loaded
@@ -84,9 +92,18 @@ def _quantized(content: bytes, recipe: str) -> bytes:
     return bytes(quantizer.quantize().quantized_model)
 
 
+def _print_replaced(report: "ReplaceReport") -> None:
+    for skipped in report.skipped:
+        name = skipped.name or "the model"
+        print(f"not replaced: {name} ({skipped.type}): {skipped.reason}")
+    output.summary(f"{len(report.replaced)} modules replaced")
+
+
 @app.command
 def convert(
-    source: Annotated[str, typer.Argument(help="FILE.py:FACTORY or an exported .pt2.")],
+    source: Annotated[
+        str, typer.Argument(help="FILE.py:FACTORY, a .pt2, or a checkpoint.")
+    ],
     destination: Annotated[
         pathlib.Path,
         typer.Option("--output", "-o", help="The .tflite to write; - is stdout."),
@@ -103,6 +120,12 @@ def convert(
     quantize: Annotated[
         str | None, typer.Option(help=f"Quantize: {', '.join(_RECIPES)}.")
     ] = None,
+    prefill_lengths: Annotated[
+        str, typer.Option(help="Of a checkpoint: tokens per prefill, as in 16,128.")
+    ] = "128",
+    cache_length: Annotated[
+        int, typer.Option(min=1, help="Of a checkpoint: tokens in the KV cache.")
+    ] = 4096,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace norm modules first.")
     ] = False,
@@ -117,15 +140,19 @@ def convert(
 ) -> None:
     r"""Convert a PyTorch module to a .tflite.
 
-    FACTORY is a function without parameters that returns (module, example inputs).
+    FACTORY is a function without parameters that returns (module, example inputs). A
+    checkpoint is a folder of a language model of Hugging Face Transformers, or its
+    config.json for random weights; its norms are always replaced.
 
     \b
     Examples:
       ai-edge-rms-norm convert model.py:make -o model.tflite --fuse-decomposed
       ai-edge-rms-norm convert model.pt2 -o model.tflite --encoding ml_drift
       ai-edge-rms-norm convert model.py:make -o int8.tflite --quantize dynamic_int8
+      ai-edge-rms-norm convert gemma-3-270m -o gemma.tflite --cache-length 1024
     """
     check_output(destination)
+    lengths = options.numbers("--prefill-lengths", prefill_lengths)
     if quantize is not None and quantize not in _RECIPES:
         _quantized(b"", quantize)
     with (
@@ -135,27 +162,37 @@ def convert(
     ):
         loaded = _load(source, dynamic)
     import ai_edge_rms_norm as arn
+    from ai_edge_rms_norm.conversion import huggingface
 
     to_stdout = destination == STDOUT
-    if replace:
+    report = None
+    if isinstance(loaded, huggingface.Checkpoint):
+        report = loaded.report
+    elif replace:
         report = arn.replace_rms_norm(loaded.module)
-        if not to_stdout and not json:
-            for skipped in report.skipped:
-                name = skipped.name or "the model"
-                print(f"not replaced: {name} ({skipped.type}): {skipped.reason}")
-            output.summary(f"{len(report.replaced)} modules replaced")
+    if report is not None and not to_stdout and not json:
+        _print_replaced(report)
+    settings: dict[str, Any] = {
+        "encoding": encoding,
+        "backend": backend,
+        "fuse_decomposed": fuse_decomposed,
+        "fuse_add": fuse_add,
+        "range_safe": range_safe,
+    }
     with output.stage("Converting"), _converter(source, "the conversion"):
-        content = arn.convert(
-            loaded.module,
-            loaded.args,
-            loaded.kwargs,
-            encoding=encoding,
-            backend=backend,
-            dynamic_shapes=loaded.dynamic_shapes,
-            fuse_decomposed=fuse_decomposed,
-            fuse_add=fuse_add,
-            range_safe=range_safe,
-        ).model_content()
+        if isinstance(loaded, huggingface.Checkpoint):
+            model = loaded.convert(
+                prefill_lengths=lengths, cache_length=cache_length, **settings
+            )
+        else:
+            model = arn.convert(
+                loaded.module,
+                loaded.args,
+                loaded.kwargs,
+                dynamic_shapes=loaded.dynamic_shapes,
+                **settings,
+            )
+        content = model.model_content()
     if quantize is not None:
         with output.stage("Quantizing"), _converter(source, "the quantizer"):
             content = _quantized(content, quantize)

@@ -9,7 +9,7 @@ import typer
 from ai_edge_rms_norm.cli import errors
 from ai_edge_rms_norm.runtime import execution
 
-__all__ = ["Json", "Model", "RangeSafe", "Tflite", "read_inputs"]
+__all__ = ["Json", "Model", "RangeSafe", "Tflite", "numbers", "read_inputs"]
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print a JSON document; docs/cli.md has fields.")
@@ -24,6 +24,20 @@ RangeSafe = Annotated[
     ),
 ]
 Tflite = Annotated[pathlib.Path, typer.Argument(help="A .tflite.")]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Returns the numbers of an option, each once.
+
+    Raises:
+      InputError: It is something else than numbers from 1 on, with commas between.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise errors.InputError(
+            f"{option} must be numbers from 1 on, as in 1,2, got {text!r}"
+        )
+    return list(dict.fromkeys(int(part) for part in parts))
 
 
 def read_inputs(path: pathlib.Path, runner: execution.Runner) -> dict[str, np.ndarray]:

@@ -50,10 +50,10 @@ def load_source(source: str | os.PathLike[str]) -> Source:
         return load_program(name)
     if pathlib.Path(name).is_dir() or name.endswith(".json"):
         raise ValueError(
-            f"{name}: Hugging Face checkpoints are not read; export it with"
-            " litert_torch.generative.export_hf, then run: ai-edge-rms-norm fuse"
+            f"{name}: a Hugging Face checkpoint has no example inputs; convert it with"
+            " ai_edge_rms_norm.conversion.huggingface or: ai-edge-rms-norm convert"
         )
-    raise ValueError(f"{name}: expected FILE.py:FACTORY or a .pt2")
+    raise ValueError(f"{name}: expected FILE.py:FACTORY, a .pt2 or a checkpoint")
 
 
 def load_factory(path: str | os.PathLike[str], name: str) -> Source:
