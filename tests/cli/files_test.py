@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.cli.main import app
-from ai_edge_rms_norm.tflite import inspection
+from ai_edge_rms_norm.tflite import inspection, node_data
 from testing.tflite_builder import Builder
 from tests.cli.command import run
 from tests.pattern_cases import SIZE, WEIGHT, norm, norm_graph
@@ -275,13 +275,45 @@ class GraphTest(absltest.TestCase):
         self.assertIn("6 operators of norms", text)
         (entry,) = json.loads(path.read_text()).values()
         self.assertEqual([*entry["results"]], [str(i) for i in range(6)])
-        self.assertEqual({node["value"] for node in entry["results"].values()}, {1})
+        (value,) = {node["value"] for node in entry["results"].values()}
+        self.assertRegex(value, r"^norm 1: plain, epsilon [0-9.e-]+$")
         fused = self.folder / "fused.tflite"
         run("fuse", self.path, fused)
         _, text, _ = run("graph", fused, "-o", "-")
         (after,) = json.loads(text).values()
         (node,) = after["results"].values()
         self.assertNotEqual(node["bgColor"], entry["results"]["0"]["bgColor"])
+
+    def test_models_of_a_bundle(self):
+        bundle = self.folder / "model.task"
+        with zipfile.ZipFile(bundle, "w") as archive:
+            for name in ("a/PREFILL", "DECODE"):
+                archive.writestr(name, self.path.read_bytes())
+        self.assertCountEqual(node_data.node_data(bundle), ["a/PREFILL", "DECODE"])
+        code, text, _ = run("graph", bundle, "-o", "-", "--model", "DECODE")
+        self.assertEqual((code, len(json.loads(text))), (0, 1))
+        for arguments, message in (
+            ((), "choose with --model among 'a/PREFILL', 'DECODE'"),
+            (("--model", "X"), "no model 'X', but 'a/PREFILL', 'DECODE'"),
+        ):
+            code, _, errors = run("graph", bundle, "-o", "-", *arguments)
+            self.assertEqual(code, 2)
+            self.assertIn(message, errors)
+        explorer, contents = mock.MagicMock(), []
+        config = explorer.config.return_value
+        config.add_model_from_path.side_effect = lambda path: contents.append(
+            (pathlib.Path(path).name, pathlib.Path(path).read_bytes())
+        )
+        with mock.patch.dict(sys.modules, {"model_explorer": explorer}):
+            code, _, errors = run("graph", bundle, "--serve", "--port", 8099)
+        self.assertEqual((code, errors), (0, ""))
+        names = ["0_a_PREFILL.tflite", "1_DECODE.tflite"]
+        self.assertEqual(contents, [(n, self.path.read_bytes()) for n in names])
+        targets = [c.kwargs["model_name"] for c in config.add_node_data.mock_calls]
+        self.assertEqual(targets, names)
+        explorer.visualize_from_config.assert_called_once_with(
+            config, port=8099, no_open_in_browser=True
+        )
 
     def test_what_it_refuses(self):
         for arguments, message in (
