@@ -1,5 +1,9 @@
 """Fuses what TensorFlow's converter writes for Keras models and functions."""
 
+import os
+import pathlib
+import re
+
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
@@ -103,6 +107,25 @@ class TensorFlowFuseTest(parameterized.TestCase):
             epsilons = np.float16(epsilons)
         actual = sorted(f.epsilon for f in report.fused)
         np.testing.assert_array_equal(np.float32(actual), np.float32(epsilons))
+
+
+class DocumentTest(absltest.TestCase):
+    def test_snippets_that_need_tensorflow(self):
+        page = pathlib.Path(__file__).parents[2] / "docs/files_of_others.md"
+        blocks = re.findall(
+            r"<!-- snippet: skip needs TensorFlow.*?-->\n+```python\n(.*?)```",
+            page.read_text(),
+            re.DOTALL,
+        )
+        self.assertLen(blocks, 2)
+        folder = os.getcwd()
+        os.chdir(self.create_tempdir().full_path)
+        self.addCleanup(os.chdir, folder)
+        namespace = {"__name__": "__main__"}
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), namespace)
+        for name in ("keras_fused.tflite", "jax_fused.tflite"):
+            self.assertNotEmpty(arn.Model.load(name).rms_norm_ops())
 
 
 if __name__ == "__main__":
