@@ -49,10 +49,29 @@ class ProfilerTest(absltest.TestCase):
         plain = self.model.translate("decomposed", range_safe=False)
         profile = self.profile(plain)
         self.assertFalse(any(kind.is_norm for kind in profile.kinds))
-        self.assertEqual(profile.norms_by, "difference")
+        self.assertStartsWith(profile.norms_by, "difference of ")
         profile = self.profile(plain, fuse_decomposed=True)
         self.assertEqual(sum(k.count for k in profile.kinds if k.is_norm), 2)
         self.assertEqual(profile.norms_by, "profiler")
+
+    def test_the_difference(self):
+        def samples(seconds, counts, kinds) -> mock.Mock:
+            norms = [0.0] * len(seconds)
+            return mock.Mock(seconds=seconds, counts=counts, kinds=kinds, norms=norms)
+
+        counts = {"Mean": 2, "Multiply": 3, "GEMM": 1}
+        kinds = {"Mean": [2e-6] * 3, "Multiply": [3e-6] * 3, "GEMM": [1.0, 2.0, 3.0]}
+        fused_kinds = {"Multiply": [1e-6] * 3, "GEMM": [4.0, 5.0, 6.0]}
+        fused = samples([1.0] * 3, {"Multiply": 1, "GEMM": 1}, fused_kinds)
+        steady = samples([1 + 5e-6] * 3, counts, kinds)
+        values, name = profiler._difference(steady, fused)
+        self.assertEqual(name, "difference of calls")
+        self.assertAlmostEqual(values[0], 5e-6)
+        noisy = samples([1.0, 2.0, 3.0], counts, kinds)
+        values, name = profiler._difference(noisy, fused)
+        self.assertEqual(name, "difference of kinds")
+        for value in values:
+            self.assertAlmostEqual(value, 4e-6)
 
     def test_open_sizes_without_a_signature(self):
         module = arn.RMSNorm(64).eval()

@@ -16,6 +16,13 @@ from ai_edge_rms_norm.runtime.interpreter import kernel_variant
 
 _COLUMNS = ("signature", "model", "median ms", "quartiles ms", "ratio", "quartiles")
 _PROFILE = ("signature", "model", "operators", "median ms", "quartiles ms", "share")
+_NOTES = {
+    "difference of calls": "norms run operator by operator; their time is what the"
+    " call takes more than with them fused",
+    "difference of kinds": "norms run operator by operator; their time is what the"
+    " kinds take more than with them fused, up to a microsecond per operator left out",
+}
+_SMALLEST_SHARE = 1e-3  # Of kinds with a row of their own.
 
 
 def _profiles(
@@ -34,39 +41,46 @@ def _profiles(
     return result
 
 
+def _profile_rows(profile: profiler.Profile) -> list[list[str]]:
+    total = profile.seconds.median
+
+    def row(name: str, median: float, quartiles: str = "") -> list[str]:
+        return [name, f"{median * 1e3:.4f}", quartiles, f"{median / total:.1%}"]
+
+    def spread_row(name: str, spread: profiler.Spread) -> list[str]:
+        quartiles = f"{spread.low * 1e3:.4f} to {spread.high * 1e3:.4f}"
+        return row(name, spread.median, quartiles)
+
+    rows, others = [], []
+    for kind in profile.kinds:
+        if kind.is_norm or kind.seconds.median >= _SMALLEST_SHARE * total:
+            name = f"{'norm: ' * kind.is_norm}{kind.count} x {kind.kind}"
+            rows.append(spread_row(name, kind.seconds))
+        else:
+            others.append(kind.seconds.median)
+    if others:
+        rows.append(row(f"{len(others)} other kinds", sum(others)))
+    return [
+        *rows,
+        spread_row("not in an operator", profile.unattributed),
+        spread_row("all norms", profile.norms),
+        spread_row("everything else", profile.rest),
+        spread_row("the call", profile.seconds),
+    ]
+
+
 def _print_profiles(profiles: dict[str, dict[str, profiler.Profile]]) -> None:
-    rows = []
-    by_difference = False
+    rows = [
+        [signature, name, *row]
+        for signature, of_signature in profiles.items()
+        for name, profile in of_signature.items()
+        for row in _profile_rows(profile)
+    ]
+    output.table(_PROFILE, rows)
     for signature, of_signature in profiles.items():
         for name, profile in of_signature.items():
-            named = [
-                (f"{'norm: ' * kind.is_norm}{kind.count} x {kind.kind}", kind.seconds)
-                for kind in profile.kinds
-            ]
-            named += [
-                ("not in an operator", profile.unattributed),
-                ("all norms", profile.norms),
-                ("everything else", profile.rest),
-                ("the call", profile.seconds),
-            ]
-            rows += [
-                [
-                    signature,
-                    name,
-                    kind,
-                    f"{seconds.median * 1e3:.4f}",
-                    f"{seconds.low * 1e3:.4f} to {seconds.high * 1e3:.4f}",
-                    f"{seconds.median / profile.seconds.median:.1%}",
-                ]
-                for kind, seconds in named
-            ]
-            by_difference |= profile.norms_by == "difference"
-    output.table(_PROFILE, rows)
-    if by_difference:
-        output.summary(
-            "the norms run operator by operator: their time is the difference to the"
-            " same model with them fused"
-        )
+            if profile.norms_by in _NOTES:
+                output.summary(f"{signature}, {name}: {_NOTES[profile.norms_by]}")
 
 
 @app.command

@@ -45,6 +45,7 @@ _SUPPORTED = (2, 3)  # Others may have events of another layout.
 _MINIMUM_ROUNDS = 5
 _MAXIMUM_ROUNDS = 1000
 _SAMPLE = 2e-3  # Seconds; short, so that few samples are interrupted.
+_ROUNDING = 1e-6  # Of the seconds of XNNPACK's operators.
 _SMALLEST_CALLS = 40  # Of the smallest norm, in a round.
 
 # litert_any.h, litert_environment_options.h, litert_common.h.
@@ -140,9 +141,12 @@ class Profile:
       norms: Seconds of all norms.
       rest: Seconds of everything else.
       norm_share: `norms` as a part of `seconds`.
-      norms_by: `profiler`; or `difference` where norms in the plain form run operator
-        by operator among others of their kinds. These take what the call takes more
-        than the rest of the same model with these norms fused.
+      norms_by: `profiler`; or how the time of norms in the plain form was found, which
+        run operator by operator among others of their kinds. `difference of calls`:
+        what a call takes more than with these norms fused, their kernels left out.
+        `difference of kinds`, where the calls vary too much for that: what the kinds
+        take more of which there are fewer then, which leaves out up to a microsecond
+        per operator, by which XNNPACK rounds.
     """
 
     seconds: Spread
@@ -469,15 +473,34 @@ class _Samples:
         return self.kinds.get(_NORM, [0.0] * len(self.seconds))
 
 
+def _difference(samples: _Samples, fused: _Samples) -> tuple[list[float], str]:
+    """Returns what plain norms take, and what that is the difference of."""
+    more = {
+        kind: count - fused.counts.get(kind, 0)
+        for kind, count in samples.counts.items()
+        if count > fused.counts.get(kind, 0)
+    }
+    of_calls = [
+        total - norm - (other - fused_norm)
+        for total, norm, other, fused_norm in zip(
+            samples.seconds, samples.norms, fused.seconds, fused.norms, strict=True
+        )
+    ]
+    spread = _spread(of_calls)
+    if spread.high - spread.low <= sum(more.values()) * _ROUNDING:
+        return of_calls, "difference of calls"
+    # What everything else varies by would hide them.
+    less = sum(statistics.median(fused.kinds.get(kind, [0.0])) for kind in more)
+    rounds = range(len(samples.seconds))
+    of_kinds = [sum(samples.kinds[kind][i] for kind in more) - less for i in rounds]
+    return of_kinds, "difference of kinds"
+
+
 def _profile(samples: _Samples, fused: _Samples | None) -> Profile:
-    norms = samples.norms
+    norms, norms_by = samples.norms, "profiler"
     if fused is not None:
-        norms = [
-            total - (other - of_norms)
-            for total, other, of_norms in zip(
-                samples.seconds, fused.seconds, fused.norms, strict=True
-            )
-        ]
+        plain, norms_by = _difference(samples, fused)
+        norms = [norm + more for norm, more in zip(norms, plain, strict=True)]
     pairs = list(zip(norms, samples.seconds, strict=True))
     kinds = [
         KindTime(kind, kind == _NORM, samples.counts[kind], _spread(values))
@@ -490,7 +513,7 @@ def _profile(samples: _Samples, fused: _Samples | None) -> Profile:
         norms=_spread(norms),
         rest=_spread([total - norm for norm, total in pairs]),
         norm_share=_spread([norm / total for norm, total in pairs]),
-        norms_by="profiler" if fused is None else "difference",
+        norms_by=norms_by,
     )
 
 
