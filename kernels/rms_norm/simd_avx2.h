@@ -30,22 +30,27 @@ struct X86Quads {
     return _mm_cvtsd_f64(_mm_add_sd(v2, _mm_unpackhi_pd(v2, v2)));
   }
   static RMS_NORM_INLINE Quad64 ReduceAdd(Quad a, Quad b, Quad c, Quad d) {
-    const __m256d acbd = _mm256_hadd_pd(AddHalves(a, b), AddHalves(c, d));
-    return _mm256_permute4x64_pd(acbd, _MM_SHUFFLE(3, 1, 2, 0));
+    const Halves ac = HalvesOf(a, c);
+    const Halves bd = HalvesOf(b, d);
+    return _mm256_hadd_pd(_mm256_add_pd(ac.low, ac.high),
+                          _mm256_add_pd(bd.low, bd.high));
   }
   static RMS_NORM_INLINE float ReduceMax(Quad q) {
     const __m128 v2 = _mm_max_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_max_ss(v2, _mm_movehdup_ps(v2)));
   }
-  static RMS_NORM_INLINE Quad ReduceMax(Quad a, Quad b, Quad c, Quad d) {
-    const __m128 ab = _mm_max_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
-    const __m128 cd = _mm_max_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
-    return _mm_max_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+  static RMS_NORM_INLINE Quad64 ReduceMax(Quad a, Quad b, Quad c, Quad d) {
+    // The compiler finds that ReduceAdd needs the same halves.
+    const Halves ac = HalvesOf(a, c);
+    const Halves bd = HalvesOf(b, d);
+    const __m256d ac2 = _mm256_max_pd(ac.low, ac.high);
+    const __m256d bd2 = _mm256_max_pd(bd.low, bd.high);
+    return _mm256_max_pd(_mm256_unpacklo_pd(ac2, bd2),
+                         _mm256_unpackhi_pd(ac2, bd2));
   }
-  static RMS_NORM_INLINE bool AnyAbove(Quad a, Quad64 b, double factor) {
+  static RMS_NORM_INLINE bool AnyAbove(Quad64 a, Quad64 b, double factor) {
     return _mm256_movemask_pd(_mm256_cmp_pd(
-               _mm256_cvtps_pd(a), _mm256_mul_pd(b, _mm256_set1_pd(factor)),
-               _CMP_GT_OQ)) != 0;
+               a, _mm256_mul_pd(b, _mm256_set1_pd(factor)), _CMP_GT_OQ)) != 0;
   }
   static RMS_NORM_INLINE void Store(float* p, Quad q) { _mm_storeu_ps(p, q); }
 
@@ -65,10 +70,12 @@ struct X86Quads {
   }
 
  private:
-  // a0 + a2, a1 + a3, b0 + b2, b1 + b3
-  static RMS_NORM_INLINE __m256d AddHalves(Quad a, Quad b) {
-    return _mm256_add_pd(_mm256_cvtps_pd(_mm_movelh_ps(a, b)),
-                         _mm256_cvtps_pd(_mm_movehl_ps(b, a)));
+  struct Halves {
+    __m256d low, high;  // a0, a1, b0, b1 and a2, a3, b2, b3
+  };
+  static RMS_NORM_INLINE Halves HalvesOf(Quad a, Quad b) {
+    return {_mm256_cvtps_pd(_mm_movelh_ps(a, b)),
+            _mm256_cvtps_pd(_mm_movehl_ps(b, a))};
   }
 };
 
