@@ -222,6 +222,13 @@ class ValidationTest(parameterized.TestCase):
         ("weight_size", lambda: (torch.ones(2, 4), torch.ones(3)), r"\(3,\)"),
         ("weight_rank", lambda: (torch.ones(2, 4), torch.ones(1, 4)), r"\(1, 4\)"),
         ("weight_dtype", lambda: (torch.ones(2, 4), torch.ones(4).half()), "float16"),
+        (
+            "weight_device",
+            lambda: (torch.ones(2, 4), torch.ones(4, device="meta")),
+            "meta",
+        ),
+        ("both_empty", lambda: (torch.ones(2, 0), torch.ones(0)), r"\(2, 0\)"),
+        ("complex", lambda: (torch.ones(2, 4) * 1j, torch.ones(4) * 1j), "complex64"),
         ("zero", lambda: (torch.ones(2, 4), None, 0.0), "got 0.0"),
         ("negative", lambda: (torch.ones(2, 4), None, -1e-6), "got -1e-06"),
         ("nan", lambda: (torch.ones(2, 4), None, math.nan), "got nan"),
