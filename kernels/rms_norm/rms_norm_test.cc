@@ -244,7 +244,7 @@ class KernelTest : public testing::TestWithParam<KernelInfo> {
 // of the algorithm and of real models.
 std::vector<std::size_t> HiddenSizes() {
   std::vector<std::size_t> sizes;
-  for (std::size_t n = 1; n <= 4 * 16 + 3; ++n) sizes.push_back(n);
+  for (std::size_t n = 1; n <= 4 * 32 + 3; ++n) sizes.push_back(n);
   for (std::size_t n : {128, 255, 256, 257, 319, 320, 512, 576, 640, 768, 1024,
                         1152, 1536, 2048, 2560, 3072, 4096, 4097, 8191}) {
     sizes.push_back(n);
@@ -559,6 +559,36 @@ TEST_P(KernelTest, RoundsAsFromFloat) {
       ASSERT_EQ(y[i], rounded[i]) << std::hex << bits[i];
       ASSERT_EQ(std::signbit(y[i]), std::signbit(rounded[i]))
           << std::hex << bits[i];
+    }
+  }
+}
+
+// Instructions that narrow may flush them.
+TEST_P(KernelTest, KeepsASubnormalInEveryPosition) {
+  for (std::size_t n : {47, 256}) {
+    for (std::size_t i = 0; i < n; ++i) {
+      std::vector<float> values(n, 1.0f), x_values(n, 1.0f);
+      values[i] = -0x1.8p-131f;
+      // For add_rms_norm the sum is subnormal in another position.
+      std::vector<float> residual_values(n, 0.0f);
+      const std::size_t k = (i + n / 2) % n;
+      if (adds() && type() != ElementType::kFloat16) {
+        x_values[k] = 0x1.8p-126f;
+        residual_values[k] = -0x1p-126f;
+      }
+      const Buffer weight(ElementType::kFloat32, values);
+      const Buffer rounded(type(), values);
+      const Buffer x(type(), x_values);
+      const Buffer residual(type(), residual_values);
+      Buffer sum(type(), n);
+      Buffer y(type(), n);
+      Run(Params(1, n, 1e-300, ElementType::kFloat32), x.data(),
+          residual.data(), weight.data(), sum.data(), y.data());
+      if (adds()) {
+        ASSERT_EQ(sum[k], x[k] + residual[k]) << n << " " << k;
+        continue;  // The scale is not 1.
+      }
+      ASSERT_EQ(y[i], rounded[i]) << n << " " << i;
     }
   }
 }

@@ -11,7 +11,8 @@
 //   Summer<T>, Scaler<T>       the classes whose vectors sum and scale rows of
 //   T:
 //                              their lanes may have any order, as long as Load
-//                              and Store have the same
+//                              and Store have the same. What a Summer loads,
+//                              adds and rounds need not be a Vec
 //
 //   Quad, Quad64               vectors of 4 float32 or float64 lanes
 //   Fold(Vec)                  pairwise sums of lanes until four are left
@@ -89,8 +90,9 @@ class RowSums {
   using Quad64 = typename Simd::Quad64;
 
   static constexpr std::size_t kStep = Summer::kLanes * Summer::kAccumulators;
-  // float32 sums are carried over at most this many elements (32 per lane) and
-  // then added in float64, so that the error does not grow with hidden_size.
+  // float32 sums are carried over at most this many elements (32 per lane, of
+  // bfloat16 also 64) and then added in float64, so that the error does not
+  // grow with hidden_size.
   static constexpr std::size_t kBlock = 32 * kStep;
   // How much of the next row is summed at a time.
   static constexpr std::size_t kChunk = 256;
@@ -114,26 +116,29 @@ class RowSums {
     }
   };
 
-  static RMS_NORM_INLINE Vec LoadSource(const Source& source, std::size_t i) {
-    Vec v = Summer::Load(source.x + i);
+  static RMS_NORM_INLINE auto LoadSource(const Source& source, std::size_t i) {
     if constexpr (kAddResidual) {
-      v = Summer::template Round<T>(
-          Summer::Add(v, Summer::Load(source.residual + i)));
+      const auto v = Summer::template Round<T>(Summer::Add(
+          Summer::Load(source.x + i), Summer::Load(source.residual + i)));
       Summer::Store(source.sum + i, v);
+      return v;
+    } else {
+      return Summer::Load(source.x + i);
     }
-    return v;
   }
 
-  static RMS_NORM_INLINE Vec LoadSourcePartial(const Source& source,
-                                               std::size_t i,
-                                               std::size_t count) {
-    Vec v = Summer::LoadPartial(source.x + i, count);
+  static RMS_NORM_INLINE auto LoadSourcePartial(const Source& source,
+                                                std::size_t i,
+                                                std::size_t count) {
     if constexpr (kAddResidual) {
-      v = Summer::template Round<T>(
-          Summer::Add(v, Summer::LoadPartial(source.residual + i, count)));
+      const auto v = Summer::template Round<T>(
+          Summer::Add(Summer::LoadPartial(source.x + i, count),
+                      Summer::LoadPartial(source.residual + i, count)));
       Summer::StorePartial(source.sum + i, v, count);
+      return v;
+    } else {
+      return Summer::LoadPartial(source.x + i, count);
     }
-    return v;
   }
 
   using Sums = Vec[Summer::kAccumulators];
@@ -147,7 +152,7 @@ class RowSums {
     for (std::size_t i = begin; i < end; i += kStep) {
 #pragma GCC unroll 8
       for (int k = 0; k < Summer::kAccumulators; ++k) {
-        const Vec v = LoadSource(source, i + k * Summer::kLanes);
+        const auto v = LoadSource(source, i + k * Summer::kLanes);
         sums[k] = Summer::MulAdd(v, v, sums[k]);
       }
     }
@@ -161,12 +166,12 @@ class RowSums {
 #pragma GCC unroll 8
     for (std::size_t k = 0; k < Summer::kAccumulators; ++k) {
       if (count < (k + 1) * Summer::kLanes) break;
-      const Vec v = LoadSource(source, begin + k * Summer::kLanes);
+      const auto v = LoadSource(source, begin + k * Summer::kLanes);
       sums[k] = Summer::MulAdd(v, v, sums[k]);
     }
     const std::size_t rest = count % Summer::kLanes;
     if (rest != 0) {
-      const Vec v = LoadSourcePartial(source, end - rest, rest);
+      const auto v = LoadSourcePartial(source, end - rest, rest);
       sums[0] = Summer::MulAdd(v, v, sums[0]);
     }
   }

@@ -115,11 +115,6 @@ struct Avx512 : X86Quads {
   }
   static RMS_NORM_INLINE void StreamFence() { _mm_sfence(); }
 
- private:
-  static RMS_NORM_INLINE __mmask16 Mask(std::size_t n) {
-    return static_cast<__mmask16>((1u << n) - 1u);
-  }
-
   template <class T>
   static RMS_NORM_INLINE Vec Widen(__m256i bits) {
     if constexpr (std::is_same_v<T, Float16>) {
@@ -137,7 +132,7 @@ struct Avx512 : X86Quads {
     if constexpr (std::is_same_v<T, Float16>) {
       return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
     } else {
-      // As FromFloat<BFloat16>. VCVTNEPS2BF16 would flush subnormals.
+      // As FromFloat<BFloat16>.
       const __m512i bits = _mm512_castps_si512(v);
       const __mmask16 odd =
           _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x00010000));
@@ -152,6 +147,11 @@ struct Avx512 : X86Quads {
       return _mm512_castsi512_si256(_mm512_permutexvar_epi16(
           _mm512_loadu_si512(kFromOddWords), _mm512_castps_si512(result)));
     }
+  }
+
+ private:
+  static RMS_NORM_INLINE __mmask16 Mask(std::size_t n) {
+    return static_cast<__mmask16>((1u << n) - 1u);
   }
 };
 

@@ -31,7 +31,7 @@ _AARCH64 = "@platforms//cpu:aarch64"
 # In the order of variants.inc, which has what is known at run time.
 # rms_norm_test compares the two.
 _VARIANTS = {
-    "avx512_zen4": struct(cpu = _X86_64, copts = _AVX512_COPTS),
+    "avx512_zen4": struct(cpu = _X86_64, copts = _AVX512_COPTS + ["-mavx512bf16"]),
     "avx512": struct(cpu = _X86_64, copts = _AVX512_COPTS),
     "avx2": struct(cpu = _X86_64, copts = ["-mavx2", "-mfma", "-mf16c"]),
     "neon": struct(cpu = _AARCH64, copts = []),

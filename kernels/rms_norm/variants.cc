@@ -30,6 +30,10 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512vl") && HasAvx2();
 }
 
+bool HasAvx512Bf16() {
+  return HasAvx512() && __builtin_cpu_supports("avx512bf16");
+}
+
 // Zen 3 and Zen 4 are AMD's family 19h; of these only Zen 4 has AVX-512.
 bool IsZen4() { return HasAvx512() && __builtin_cpu_is("amdfam19h"); }
 #endif  // __x86_64__
