@@ -200,15 +200,16 @@ class Graph:
 
     def _has_computed_type(self, op: int) -> bool:
         """Whether the file states the type that an operator computes."""
-        builtin, types = self._builtins[op], [self.dtype(self.output(op))]
+        builtin, dtype = self._builtins[op], self.dtype(self.output(op))
         if builtin == _OP.CAST:
             return True
         if builtin == _OP.DEQUANTIZE:
-            return types == [_TYPE.FLOAT32]
+            return dtype == _TYPE.FLOAT32
         is_unary = builtin in _UNARY or builtin in _REDUCTIONS
-        operands = self._inputs[op][: 1 if is_unary else 2]
-        types += [self.dtype(i) for i in operands]
-        return len(set(types)) == 1
+        # What is computed from integers is no norm, for a reason of its own.
+        is_single = is_unary or dtype not in _FLOAT_TYPES
+        operands = self._inputs[op][: 1 if is_single else 2]
+        return all(self.dtype(i) == dtype for i in operands)
 
     def _elements(self, tensor: int) -> np.ndarray | None:
         """Returns the data of a dense constant; None if it is not that of its shape."""
