@@ -57,19 +57,16 @@ void ResolveKernel(const RmsNormParams& params, const void* x,
                    const void* weight, void* y, const ResidualSum* residual,
                    bool stream);
 
-// By RmsNormOp and ElementType. Each entry replaces itself when it is called
-// first: no later call pays for asking whether the variant has been chosen.
-std::atomic<Kernel> kernels[2][3] = {
-    {ResolveKernel<RmsNormOp::kRmsNorm, ElementType::kFloat32>,
-     ResolveKernel<RmsNormOp::kRmsNorm, ElementType::kFloat16>,
-     ResolveKernel<RmsNormOp::kRmsNorm, ElementType::kBFloat16>},
-    {ResolveKernel<RmsNormOp::kAddRmsNorm, ElementType::kFloat32>,
-     ResolveKernel<RmsNormOp::kAddRmsNorm, ElementType::kFloat16>,
-     ResolveKernel<RmsNormOp::kAddRmsNorm, ElementType::kBFloat16>},
-};
+// By ElementType. Each entry replaces itself when it is called first: no later
+// call pays for asking whether the variant has been chosen.
+template <RmsNormOp op>
+std::atomic<Kernel> kernels[] = {ResolveKernel<op, ElementType::kFloat32>,
+                                 ResolveKernel<op, ElementType::kFloat16>,
+                                 ResolveKernel<op, ElementType::kBFloat16>};
 
-std::atomic<Kernel>& KernelOf(RmsNormOp op, ElementType type) {
-  return kernels[static_cast<int>(op)][static_cast<int>(type)];
+template <RmsNormOp op>
+std::atomic<Kernel>& KernelOf(ElementType type) {
+  return kernels<op>[static_cast<int>(type)];
 }
 
 template <RmsNormOp op, ElementType type>
@@ -83,7 +80,7 @@ void ResolveKernel(const RmsNormParams& params, const void* x,
                std::strcmp(info.isa, RmsNormVariant()) == 0;
       });
   // Whoever sees the new value needs nothing else that was written before.
-  KernelOf(op, type).store(info->kernel, std::memory_order_relaxed);
+  KernelOf<op>(type).store(info->kernel, std::memory_order_relaxed);
   info->kernel(params, x, weight, y, residual, stream);
 }
 
@@ -140,13 +137,14 @@ void SplitOverThreads(Kernel kernel, const RmsNormParams& params, const void* x,
 
 // Inlined into its two callers, with nothing between a single row and its
 // kernel: a row of a small model takes 30 ns.
-RMS_NORM_INLINE void DispatchOnType(RmsNormOp op, const RmsNormParams& params,
-                                    const void* x, const void* weight, void* y,
+template <RmsNormOp op>
+RMS_NORM_INLINE void DispatchOnType(const RmsNormParams& params, const void* x,
+                                    const void* weight, void* y,
                                     const ResidualSum* residual,
                                     ThreadPool* pool) {
   if (params.rows == 0 || params.hidden_size == 0) return;
   const Kernel kernel =
-      KernelOf(op, params.type).load(std::memory_order_relaxed);
+      KernelOf<op>(params.type).load(std::memory_order_relaxed);
   if (params.rows == 1) return kernel(params, x, weight, y, residual, false);
   SplitOverThreads(kernel, params, x, weight, y, residual, pool);
 }
@@ -155,15 +153,15 @@ RMS_NORM_INLINE void DispatchOnType(RmsNormOp op, const RmsNormParams& params,
 
 void RmsNorm(const RmsNormParams& params, const void* x, const void* weight,
              void* y, ThreadPool* pool) {
-  DispatchOnType(RmsNormOp::kRmsNorm, params, x, weight, y, nullptr, pool);
+  DispatchOnType<RmsNormOp::kRmsNorm>(params, x, weight, y, nullptr, pool);
 }
 
 void AddRmsNorm(const RmsNormParams& params, const void* x,
                 const void* residual, const void* weight, void* sum, void* y,
                 ThreadPool* pool) {
   const ResidualSum residual_sum = {residual, sum};
-  DispatchOnType(RmsNormOp::kAddRmsNorm, params, x, weight, y, &residual_sum,
-                 pool);
+  DispatchOnType<RmsNormOp::kAddRmsNorm>(params, x, weight, y, &residual_sum,
+                                         pool);
 }
 
 const char* RmsNormVariant() {

@@ -196,11 +196,14 @@ class KernelTest : public testing::TestWithParam<KernelInfo> {
                                Buffer* sum) const {
     std::vector<double> y(params.rows * params.hidden_size);
     const void* w = weight == nullptr ? nullptr : weight->data();
-    if (adds()) {
-      AddRmsNormReference(params, x.data(), residual.data(), w, sum->data(),
-                          y.data());
-    } else {
-      RmsNormReference(params, x.data(), w, y.data());
+    switch (GetParam().op) {
+      case RmsNormOp::kRmsNorm:
+        RmsNormReference(params, x.data(), w, y.data());
+        break;
+      case RmsNormOp::kAddRmsNorm:
+        AddRmsNormReference(params, x.data(), residual.data(), w, sum->data(),
+                            y.data());
+        break;
     }
     return y;
   }
@@ -597,10 +600,13 @@ TEST_P(KernelTest, NoRowsWriteNothing) {
   Buffer y(type(), Normal(8, 1));
   const Buffer before(type(), Normal(8, 1));
   RmsNormParams params = Params(0, 8, 1e-6, type());
-  if (adds()) {
-    AddRmsNorm(params, nullptr, nullptr, nullptr, nullptr, y.data());
-  } else {
-    RmsNorm(params, nullptr, nullptr, y.data());
+  switch (GetParam().op) {
+    case RmsNormOp::kRmsNorm:
+      RmsNorm(params, nullptr, nullptr, y.data());
+      break;
+    case RmsNormOp::kAddRmsNorm:
+      AddRmsNorm(params, nullptr, nullptr, nullptr, nullptr, y.data());
+      break;
   }
   EXPECT_TRUE(y.SameBits(before));
 }

@@ -44,12 +44,7 @@ std::vector<int> ToVector(const TfLiteIntArray& array) {
 
 // The operator of a CUSTOM node, if the delegate runs it.
 bool FindCustomOp(const char* custom_name, Claim* claim) {
-  static constexpr std::pair<const char*, RmsNormOp> kOps[] = {
-      {kRmsNormName, RmsNormOp::kRmsNorm},
-      {kAddRmsNormName, RmsNormOp::kAddRmsNorm},
-      {kMlDriftRmsNormName, RmsNormOp::kRmsNorm},
-  };
-  for (const auto& [name, op] : kOps) {
+  for (const auto& [name, op] : kRmsNormOps) {
     if (custom_name == nullptr || std::strcmp(custom_name, name) != 0) continue;
     claim->name = name;
     claim->op = op;

@@ -23,6 +23,24 @@ std::string ShapeName(const TfLiteIntArray* dims) {
   return name + "]";
 }
 
+// The operands of an operator.
+struct Operands {
+  int num_inputs;  // without the weight
+  const char* inputs;
+  int num_outputs;
+  const char* outputs;
+};
+
+Operands OperandsOf(RmsNormOp op) {
+  switch (op) {
+    case RmsNormOp::kRmsNorm:
+      return {1, "x[, weight]", 1, "output y"};
+    case RmsNormOp::kAddRmsNorm:
+      return {2, "x, residual[, weight]", 2, "outputs sum, y"};
+  }
+  __builtin_unreachable();
+}
+
 bool IsReady(const TfLiteTensor& tensor, std::size_t bytes) {
   return tensor.data != nullptr && tensor.bytes == bytes;
 }
@@ -114,18 +132,17 @@ TfLiteStatus RmsNormNode::CheckIndex(TfLiteContext* context, int index,
 
 TfLiteStatus RmsNormNode::CheckCounts(TfLiteContext* context, int num_inputs,
                                       int num_outputs) const {
-  const bool add = op_ == RmsNormOp::kAddRmsNorm;
-  const int min_inputs = add ? 2 : 1;
-  if (num_inputs != min_inputs && num_inputs != min_inputs + 1) {
-    return Error(context, std::string("expected inputs ") +
-                              (add ? "x, residual[, weight]" : "x[, weight]") +
+  const Operands expected = OperandsOf(op_);
+  if (num_inputs != expected.num_inputs &&
+      num_inputs != expected.num_inputs + 1) {
+    return Error(context, std::string("expected inputs ") + expected.inputs +
                               ", got " + std::to_string(num_inputs) +
                               " inputs");
   }
-  if (num_outputs != (add ? 2 : 1)) {
-    return Error(context, std::string("expected ") +
-                              (add ? "outputs sum, y" : "output y") + ", got " +
-                              std::to_string(num_outputs) + " outputs");
+  if (num_outputs != expected.num_outputs) {
+    return Error(context, std::string("expected ") + expected.outputs +
+                              ", got " + std::to_string(num_outputs) +
+                              " outputs");
   }
   return kTfLiteOk;
 }
@@ -137,7 +154,7 @@ TfLiteStatus RmsNormNode::Bind(TfLiteContext* context,
     return kTfLiteError;
   }
   const bool add = op_ == RmsNormOp::kAddRmsNorm;
-  const int min_inputs = add ? 2 : 1;
+  const int min_inputs = OperandsOf(op_).num_inputs;
   x_ = inputs->data[0];
   residual_ = add ? inputs->data[1] : kTfLiteOptionalTensor;
   weight_ = inputs->size > min_inputs ? inputs->data[min_inputs]
@@ -367,18 +384,23 @@ TfLiteStatus RmsNormNode::Invoke(TfLiteContext* context,
     weight = tensors[weight_].data;
     ready &= IsReady(tensors[weight_], Bytes(weight_));
   }
-  if (op_ == RmsNormOp::kRmsNorm) {
-    if (!ready) return NotReady(context);
-    RmsNorm(params_, x.data, weight, y.data, pool);
-    return kTfLiteOk;
+  switch (op_) {
+    case RmsNormOp::kRmsNorm:
+      if (!ready) return NotReady(context);
+      RmsNorm(params_, x.data, weight, y.data, pool);
+      return kTfLiteOk;
+    case RmsNormOp::kAddRmsNorm: {
+      const TfLiteTensor& residual = tensors[residual_];
+      const TfLiteTensor& sum = tensors[sum_];
+      if (!ready || !IsReady(residual, bytes) || !IsReady(sum, bytes)) {
+        return NotReady(context);
+      }
+      AddRmsNorm(params_, x.data, residual.data, weight, sum.data, y.data,
+                 pool);
+      return kTfLiteOk;
+    }
   }
-  const TfLiteTensor& residual = tensors[residual_];
-  const TfLiteTensor& sum = tensors[sum_];
-  if (!ready || !IsReady(residual, bytes) || !IsReady(sum, bytes)) {
-    return NotReady(context);
-  }
-  AddRmsNorm(params_, x.data, residual.data, weight, sum.data, y.data, pool);
-  return kTfLiteOk;
+  __builtin_unreachable();
 }
 
 }  // namespace ai_edge_rms_norm

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/rms_norm/rms_norm.h"
@@ -21,6 +22,13 @@ inline constexpr char kRmsNormName[] = "ai_edge_torch.rms_norm";
 inline constexpr char kAddRmsNormName[] = "ai_edge_torch.add_rms_norm";
 // The name that LiteRT's GPU backend, ML Drift, runs as one kernel.
 inline constexpr char kMlDriftRmsNormName[] = "custom_call.RmsNorm";
+
+// The operator of each custom code.
+inline constexpr std::pair<const char*, RmsNormOp> kRmsNormOps[] = {
+    {kRmsNormName, RmsNormOp::kRmsNorm},
+    {kAddRmsNormName, RmsNormOp::kAddRmsNorm},
+    {kMlDriftRmsNormName, RmsNormOp::kRmsNorm},
+};
 
 // Threads beyond this would only cost memory.
 inline constexpr int kMaxNumThreads = 256;

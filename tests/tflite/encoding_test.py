@@ -161,6 +161,36 @@ class TranslationTest(parameterized.TestCase):
         back = there.translate("custom")
         self.assertEqual([len(n.inputs) for n in back.rms_norm_ops()], [2, 1])
 
+    @parameterized.product(
+        call_target=list(op_options.CALL_TARGETS),
+        target=["custom", "stablehlo_custom_call", "composite", "ml_drift"],
+    )
+    def test_every_operator_is_its_decomposition(self, call_target, target):
+        """Fails for an operator that the delegate or the translation forgets."""
+        b = Builder()
+        terms, results = op_options.CALL_TARGETS[call_target]
+        rng = np.random.default_rng(0)
+        xs = [rng.standard_normal((3, 16)).astype(np.float32) for _ in range(terms)]
+        inputs = [b.input((3, 16)) for _ in xs]
+        outputs = [b.tensor((3, 16)) for _ in range(results)]
+        weight = b.constant(rng.standard_normal(16))
+        b.custom(call_target, [*inputs, weight], outputs, {"epsilon": 0.5})
+        content = b.content(*outputs)
+
+        def run(make_interpreter, encoding):
+            interpreter = make_interpreter(
+                model_content=arn.translate(content, encoding)
+            )
+            interpreter.allocate_tensors()
+            for index, x in zip(inputs, xs, strict=True):
+                interpreter.set_tensor(index, x)
+            interpreter.invoke()
+            return [interpreter.get_tensor(index) for index in outputs]
+
+        expected = run(litert.Interpreter, "decomposed")
+        actual = run(arn.Interpreter, target)
+        np.testing.assert_allclose(actual, expected, rtol=2e-6)
+
     @parameterized.parameters(1e-37, 1e-20, 1.0, 300.0, 1e19, 3e38)
     def test_decomposed_rows_of_every_magnitude(self, magnitude):
         """In float32; the plain form overflows from 1e19 on and vanishes below."""

@@ -48,7 +48,6 @@ _COMPOSITE_NAME = "odml.rms_norm"
 _ML_DRIFT_NAME = "custom_call.RmsNorm"
 # The ranks of x for which it was run (docs/backends.md).
 _ML_DRIFT_RANKS = range(2, 5)
-_NUM_OUTPUTS = {op_options.RMS_NORM: 1, op_options.ADD_RMS_NORM: 2}
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
 _OPTIONS_2 = schema.BuiltinOptions2
@@ -104,7 +103,7 @@ _ONE_OPERATOR = (Encoding.STABLEHLO_CUSTOM_CALL, Encoding.CUSTOM)
 
 def _weight(norm: RmsNormOp) -> int | None:
     """Returns the weight of a norm; None if it has none."""
-    weights = norm.inputs[_NUM_OUTPUTS[norm.call_target] :]
+    weights = norm.inputs[op_options.CALL_TARGETS[norm.call_target].inputs :]
     return weights[0] if weights and weights[0] >= 0 else None
 
 
@@ -160,13 +159,13 @@ def _check_operands(operator: schema.OperatorT, call_target: str) -> None:
         [] if operands is None else [int(i) for i in operands]
         for operands in (operator.inputs, operator.outputs)
     )
-    expected = _NUM_OUTPUTS[call_target]
-    if len(outputs) != expected or len(inputs) not in (expected, expected + 1):
+    terms, results = op_options.CALL_TARGETS[call_target]
+    if len(outputs) != results or len(inputs) not in (terms, terms + 1):
         raise ValueError(
-            f"{call_target} must have {expected} or {expected + 1} inputs and"
-            f" {expected} outputs, got {len(inputs)} and {len(outputs)}"
+            f"{call_target} must have {terms} or {terms + 1} inputs and"
+            f" {results} outputs, got {len(inputs)} and {len(outputs)}"
         )
-    if min(*inputs[:expected], *outputs, 0) < 0:
+    if min(*inputs[:terms], *outputs, 0) < 0:
         raise ValueError(
             f"{call_target} must have all inputs but the weight, and all outputs, got"
             f" {inputs} and {outputs}"
@@ -187,7 +186,7 @@ def _why_refused(tensors: list[schema.TensorT], norm: RmsNormOp) -> str | None:
     broadcast or convert such an operand, or leave a file that no runtime takes.
     """
     x, weight = tensors[norm.inputs[0]], _weight(norm)
-    terms = _NUM_OUTPUTS[norm.call_target]
+    terms = op_options.CALL_TARGETS[norm.call_target].inputs
     for i in (*norm.inputs[1:terms], *norm.outputs):
         if tensors[i].type != x.type:
             return f"{_operand(tensors[i])}, x is {type_name(x.type)}"
@@ -430,7 +429,7 @@ class _Writer:
 
     def operators(self, norm: RmsNormOp) -> list[schema.OperatorT]:
         """Returns the operators that stand for a norm in the writer's encoding."""
-        terms = _NUM_OUTPUTS[norm.call_target]
+        terms = op_options.CALL_TARGETS[norm.call_target].inputs
         inputs, weight = list(norm.inputs[:terms]), _weight(norm)
         if weight is not None and _is_our_ones(
             self._model, self._subgraph.tensors[weight]
@@ -566,7 +565,7 @@ class _SubgraphRewriter:
         self._subgraph.operators = self._without_unused(operators, taken, needed)
 
     def _rewrite(self, norm: RmsNormOp) -> list[schema.OperatorT]:
-        terms = _NUM_OUTPUTS[norm.call_target]
+        terms = op_options.CALL_TARGETS[norm.call_target].inputs
         before: list[schema.OperatorT] = []
         if norm.encoding == Encoding.DECOMPOSED and len(norm.inputs) > terms:
             weight, before = self._flattened_weight(norm.inputs[-1])

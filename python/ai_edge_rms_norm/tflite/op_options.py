@@ -11,13 +11,14 @@ import dataclasses
 import json
 import math
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from flatbuffers import flexbuffers
 
 __all__ = [
     "ADD_RMS_NORM",
     "CALL_TARGETS",
+    "Operands",
     "RMS_NORM",
     "decode_backend_config",
     "decode_custom_options",
@@ -29,7 +30,16 @@ __all__ = [
 RMS_NORM = "ai_edge_torch.rms_norm"
 # Operands x, residual[, weight]; results x + residual and y.
 ADD_RMS_NORM = "ai_edge_torch.add_rms_norm"
-CALL_TARGETS = (RMS_NORM, ADD_RMS_NORM)
+
+
+class Operands(NamedTuple):
+    """How many operands an operator has before the weight, and how many results."""
+
+    inputs: int
+    outputs: int
+
+
+CALL_TARGETS = {RMS_NORM: Operands(1, 1), ADD_RMS_NORM: Operands(2, 2)}
 
 _KEY = "epsilon"
 _EXPECTED = 'a map with the one key "epsilon", a finite number > 0'
