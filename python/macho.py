@@ -4,6 +4,9 @@ import pathlib
 
 import lief
 
+# What is wrong with a file is said by the errors here; lief warns of sound ones, too.
+lief.logging.disable()
+
 # Every macOS has them.
 _LIBRARIES = frozenset({"/usr/lib/libSystem.B.dylib", "/usr/lib/libc++.1.dylib"})
 
