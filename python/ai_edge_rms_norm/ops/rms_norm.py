@@ -390,7 +390,7 @@ def _rms_norm(
 ) -> torch.Tensor:
     dtype = x.dtype
     if weight is not None and weight.dtype is dtype and weight.ndim == 1:
-        # As _validate, in a third of its time; torch compares the shapes.
+        # As _validate, in half of its time; torch compares the shapes.
         shape = weight.shape
         if (
             dtype not in FLOATING_DTYPES
