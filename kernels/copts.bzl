@@ -19,7 +19,11 @@ COPTS = [
     "-Wall",
     "-Wextra",
     "-Werror",
-] + _HARDENING
+] + _HARDENING + select({
+    # What Zig links exports everything else; it ignores the list of exported symbols.
+    "@platforms//os:macos": ["-fvisibility=hidden", "-fvisibility-inlines-hidden"],
+    "//conditions:default": [],
+})
 
 _ELF_LINKOPTS = ["-Wl,-z,relro,-z,now,-z,noexecstack"]
 

@@ -50,7 +50,7 @@ def _is_target(label: str) -> bool:
     if not target:
         return folder.is_dir()
     build = folder / "BUILD"
-    return build.is_file() and f'name = "{target}"' in build.read_text()
+    return build.is_file() and f'"{target}"' in build.read_text()
 
 
 class WorkflowsTest(absltest.TestCase):

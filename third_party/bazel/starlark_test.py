@@ -22,12 +22,15 @@ _EXTENSIONS = (
     "third_party/python/extension.bzl",
     "third_party/tensorflow/extension.bzl",
     "third_party/tensorflow/release.bzl",
+    "third_party/toolchains/extension.bzl",
+    "third_party/toolchains/repositories.bzl",
 )
 _LABEL = re.compile(r'"(?:@ai_edge_rms_norm)?//([\w./-]*)(?::([\w./-]+))?"')
 
-# Fakes of the names that environments.bzl takes from Bazel.
+# Fakes of the names that the repository rules take from Bazel.
 _FAKES = """
 watched = []
+written = {}
 
 def Label(label):
     return label
@@ -43,14 +46,21 @@ def _execute(command, timeout = 600):
 def _watch(path):
     watched.append(path.label)
 
-def _fake(**extra):
+def _file(name, content, executable = False):
+    written[name] = content
+
+def _fake(environ = {"PYTHON_BIN_PATH": "python3"}, exists = True, **extra):
     return struct(
-        attr = struct(locks = {"x86_64": "//:a.lock"}, _script = "//:make.py"),
+        attr = struct(
+            locks = {"x86_64": "//:a.lock"},
+            _lock = "//:a.lock",
+            _script = "//:make.py",
+        ),
         execute = _execute,
-        file = lambda *args: None,
+        file = _file,
         name = "fake",
-        os = struct(environ = {"PYTHON_BIN_PATH": "python3"}),
-        path = lambda label: struct(basename = label, label = label),
+        os = struct(environ = environ, name = "linux"),
+        path = lambda label: struct(basename = label, label = label, exists = exists),
         report_progress = lambda message: None,
         symlink = lambda target, link: None,
         which = lambda name: name,
@@ -71,13 +81,16 @@ def _parse(name: str, text: str) -> starlark.AstModule:
     return starlark.parse(name, text, dialect=starlark.Dialect.extended())
 
 
-def _watched(call: str) -> list[str]:
-    """Returns the labels that environments.bzl watches in `call` of its rule."""
-    text = (_ROOT / "third_party/python/environments.bzl").read_text()
+def _run(call: str, result: str):
+    """Returns the value of `result` after `call` of a repository rule with fakes."""
+    text = _FAKES
+    for file in ("python/environments", "toolchains/repositories"):
+        text += (_ROOT / f"third_party/{file}.bzl").read_text()
+    text = re.sub(r"^load\(.*\)$", "", text, flags=re.MULTILINE)
     extensions = [starlark.LibraryExtension.StructType]
     return starlark.eval(
         starlark.Module(),
-        _parse("environments.bzl", f"{_FAKES}\n{text}\n{call}\nwatched\n"),
+        _parse("repositories.bzl", f"{text}\n{call}\n{result}\n"),
         starlark.Globals.extended_by(extensions),
     )
 
@@ -91,11 +104,30 @@ class StarlarkTest(absltest.TestCase):
                 _parse(file, (_ROOT / file).read_text())
 
     def test_lock_and_script_are_watched(self):
-        watched = _watched("_python_environment_impl(_fake(watch = _watch))")
+        call = "_python_environment_impl(_fake(watch = _watch))"
+        watched = _run(call, "watched")
         self.assertEqual(watched, ["//:a.lock", "//:make.py"])
 
     def test_runs_without_watch(self):
-        self.assertEmpty(_watched("_python_environment_impl(_fake())"))
+        self.assertEmpty(_run("_python_environment_impl(_fake())", "watched"))
+
+    def test_zig(self):
+        files = _run("_zig_impl(_fake())", "written")
+        self.assertContainsSubset(("c++", "ar"), files)
+        self.assertIn("c++ -target aarch64-macos.", files["c++"])
+        _parse("BUILD", files["BUILD"])
+
+    def test_android_ndk(self):
+        ndk = '_fake(environ = {"ANDROID_NDK_HOME": "/ndk"}'
+        build = _run(f"_android_ndk_impl({ndk}))", "written")["BUILD"]
+        _parse("BUILD", build)
+        self.assertIn("/ndk/toolchains/llvm/prebuilt/linux-x86_64/bin/clang++", build)
+        for call, message in (
+            (f"{ndk}, exists = False)", "ANDROID_NDK_HOME=/ndk has no"),
+            ("_fake(environ = {})", "ANDROID_NDK_HOME is not set"),
+        ):
+            with self.assertRaisesRegex(starlark.StarlarkError, message):
+                _run(f"_android_ndk_impl({call})", "written")
 
     def test_labels_exist(self):
         labels = 0

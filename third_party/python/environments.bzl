@@ -6,6 +6,9 @@ environment itself lies in a cache outside Bazel's output and is shared by check
 is made anew when the lock file or the interpreter changes.
 """
 
+# What make_environment() depends on.
+ENVIRON = ["PYTHON_BIN_PATH", "XDG_CACHE_HOME"]
+
 _BUILD = """\
 load("@rules_python//python:defs.bzl", "py_runtime", "py_runtime_pair")
 
@@ -32,17 +35,19 @@ toolchain(
 exports_files(["python"])
 """
 
-def _python_environment_impl(repository_ctx):
-    machine = repository_ctx.execute(["uname", "-m"]).stdout.strip()
-    lock = repository_ctx.attr.locks.get(machine)
-    if not lock:
-        fail("there is no lock file of {} for {}; there is one for {}".format(
-            repository_ctx.name,
-            machine,
-            ", ".join(repository_ctx.attr.locks.keys()),
-        ))
-    lock = repository_ctx.path(Label(lock))
-    script = repository_ctx.path(repository_ctx.attr._script)
+def make_environment(repository_ctx, lock, script):
+    """Makes the virtual environment of a lock file.
+
+    Args:
+      repository_ctx: of a rule with the variables ENVIRON.
+      lock: label of the lock file.
+      script: label of make_environment.py.
+
+    Returns:
+      The path of its interpreter.
+    """
+    lock = repository_ctx.path(lock)
+    script = repository_ctx.path(script)
 
     # Bazel 8 does not watch a label that is only given to path(); Bazel 4 has no
     # watch() and does.
@@ -60,7 +65,22 @@ def _python_environment_impl(repository_ctx):
             lock.basename,
             result.stderr,
         ))
-    interpreter = result.stdout.strip()
+    return result.stdout.strip()
+
+def _python_environment_impl(repository_ctx):
+    machine = repository_ctx.execute(["uname", "-m"]).stdout.strip()
+    lock = repository_ctx.attr.locks.get(machine)
+    if not lock:
+        fail("there is no lock file of {} for {}; there is one for {}".format(
+            repository_ctx.name,
+            machine,
+            ", ".join(repository_ctx.attr.locks.keys()),
+        ))
+    interpreter = make_environment(
+        repository_ctx,
+        Label(lock),
+        repository_ctx.attr._script,
+    )
     repository_ctx.symlink(interpreter, "python")
     repository_ctx.file("BUILD", _BUILD.format(python = interpreter))
 
@@ -75,10 +95,7 @@ python_environment = repository_rule(
         "_script": attr.label(default = "//third_party/python:make_environment.py"),
     },
     doc = "A virtual environment and the Python toolchain that runs in it.",
-    environ = [
-        "PYTHON_BIN_PATH",
-        "XDG_CACHE_HOME",
-    ],
+    environ = ENVIRON,
 )
 
 def python_environments():

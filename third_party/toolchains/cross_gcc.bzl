@@ -1,35 +1,11 @@
 """GCC as Debian and Ubuntu package it for another architecture."""
 
-load("@bazel_tools//tools/build_defs/cc:action_names.bzl", "ACTION_NAMES")
 load(
     "@bazel_tools//tools/cpp:cc_toolchain_config_lib.bzl",
     "feature",
-    "flag_group",
-    "flag_set",
     "tool_path",
-    "with_feature_set",
 )
-
-_COMPILE = [
-    ACTION_NAMES.assemble,
-    ACTION_NAMES.preprocess_assemble,
-    ACTION_NAMES.c_compile,
-    ACTION_NAMES.cpp_compile,
-    ACTION_NAMES.cpp_header_parsing,
-]
-
-_LINK = [
-    ACTION_NAMES.cpp_link_executable,
-    ACTION_NAMES.cpp_link_dynamic_library,
-    ACTION_NAMES.cpp_link_nodeps_dynamic_library,
-]
-
-def _flags(actions, flags, mode = None):
-    return flag_set(
-        actions = actions,
-        flag_groups = [flag_group(flags = flags)],
-        with_features = [with_feature_set(features = [mode])] if mode else [],
-    )
+load(":flags.bzl", "COMPILE", "LINK", "flags_for")
 
 def _cross_gcc_config_impl(ctx):
     triplet = ctx.attr.triplet
@@ -75,7 +51,7 @@ def _cross_gcc_config_impl(ctx):
                 name = "default_flags",
                 enabled = True,
                 flag_sets = [
-                    _flags(_COMPILE, [
+                    flags_for(COMPILE, [
                         "-U_FORTIFY_SOURCE",
                         "-fstack-protector",
                         "-fno-omit-frame-pointer",
@@ -85,8 +61,8 @@ def _cross_gcc_config_impl(ctx):
                         "-D__TIMESTAMP__=\"redacted\"",
                         "-D__TIME__=\"redacted\"",
                     ]),
-                    _flags(_COMPILE, ["-g"], "dbg"),
-                    _flags(_COMPILE, [
+                    flags_for(COMPILE, ["-g"], "dbg"),
+                    flags_for(COMPILE, [
                         "-g0",
                         "-O2",
                         "-D_FORTIFY_SOURCE=1",
@@ -94,13 +70,13 @@ def _cross_gcc_config_impl(ctx):
                         "-ffunction-sections",
                         "-fdata-sections",
                     ], "opt"),
-                    _flags(_LINK, [
+                    flags_for(LINK, [
                         "-lstdc++",
                         "-lm",
                         "-pass-exit-codes",
                         "-Wl,-z,relro,-z,now",
                     ]),
-                    _flags(_LINK, ["-Wl,--gc-sections"], "opt"),
+                    flags_for(LINK, ["-Wl,--gc-sections"], "opt"),
                 ],
             ),
         ],
