@@ -30,7 +30,7 @@ clang_toolchain(
 # Actions have no home folder, in which Zig would keep the C++ library that it compiles.
 _ZIG = """\
 #!/bin/sh
-export ZIG_GLOBAL_CACHE_DIR="${{TMPDIR:-/tmp}}/ai-edge-rms-norm-zig-$(id -u)"
+export ZIG_GLOBAL_CACHE_DIR='{zig}-cache'
 export ZIG_LOCAL_CACHE_DIR="$ZIG_GLOBAL_CACHE_DIR"
 exec '{zig}' {command} "$@"
 """
