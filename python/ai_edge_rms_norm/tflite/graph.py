@@ -204,7 +204,7 @@ class Graph:
         if builtin == _OP.CAST:
             return True
         if builtin == _OP.DEQUANTIZE:
-            return dtype == _TYPE.FLOAT32
+            return bool(dtype == _TYPE.FLOAT32)
         is_unary = builtin in _UNARY or builtin in _REDUCTIONS
         # What is computed from integers is no norm, for a reason of its own.
         is_single = is_unary or dtype not in _FLOAT_TYPES
