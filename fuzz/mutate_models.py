@@ -290,14 +290,17 @@ def examine(child: _Child, content: bytes) -> tuple[str, str]:
             return "stock fails, too", ""
         if kind in ("crash", "hang", "traceback"):
             return kind, f"Interpreter: {actual}"
-        if stock_kind == "result" and kind == "refused":
-            # A rewritten model that does not run where the mutant does.
-            return "lost", f"Interpreter: {actual}"
-        if stock_kind == "result" and _differ(expected, actual):
-            if child.run(_overflows, content) == ("result", True):
-                return "stock overflows", ""
+        if stock_kind != "result":
+            continue
+        # A rewritten model that does not run where the mutant does.
+        is_lost = kind == "refused"
+        if is_lost or _differ(expected, actual):
             if child.run(_is_undefined, content) == ("result", True):
                 return "undefined", ""
+            if is_lost:
+                return "lost", f"Interpreter: {actual}"
+            if child.run(_overflows, content) == ("result", True):
+                return "stock overflows", ""
             return "different", f"{actual} instead of {expected}"
     return ("equal" if stock_kind == "result" else "only the delegate or none"), ""
 
