@@ -334,7 +334,7 @@ int CanonicalGraph::LastDimension(int index) const {
 
 int CanonicalGraph::VectorSize(int index) const {
   const ShapeView shape = Shapes<1>({index})[0];
-  return shape.rank > 1 ? shape[shape.rank - 2] * shape.last() : shape.last();
+  return shape[shape.rank - 2] * shape.last();
 }
 
 bool CanonicalGraph::SameShape(int a, int b) const {
@@ -485,10 +485,11 @@ bool CanonicalGraph::IsDot(const TfLiteNode& node,
     return false;
   }
   const auto params = Load<TfLiteBatchMatMulParams>(node.builtin_data);
-  const int row = params.adj_x ? rank - 1 : rank - 2;
-  const int column = params.adj_y ? rank - 2 : rank - 1;
-  return a[row] == 1 && b[column] == 1 &&
-         a[2 * rank - 3 - row] == b[2 * rank - 3 - column] &&
+  auto [m, n] = std::pair(a[rank - 2], a[rank - 1]);
+  auto [p, q] = std::pair(b[rank - 2], b[rank - 1]);
+  if (params.adj_x) std::swap(m, n);
+  if (params.adj_y) std::swap(p, q);
+  return m == 1 && q == 1 && n == p &&
          std::equal(a.begin(), a.end() - 2, b.begin()) &&
          std::equal(a.begin(), a.end() - 2, output.begin()) &&
          output[rank - 2] == 1 && output[rank - 1] == 1;
@@ -501,12 +502,13 @@ bool CanonicalGraph::IsBroadcastTo(const CanonicalNode& node) const {
          std::equal(sizes->begin(), sizes->end(), output.begin(), output.end());
 }
 
-bool CanonicalGraph::HasElements(int index, int64_t count,
-                                 std::size_t size) const {
+int64_t CanonicalGraph::StoredElements(int index, std::size_t size) const {
   const TfLiteTensor& t = tensor(index);
+  const int64_t count = NumElements({t.dims->size, t.dims->data});
   return IsStored(index) && t.sparsity == nullptr &&
-         t.bytes == static_cast<std::size_t>(count) * size &&
-         NumElements({t.dims->size, t.dims->data}) == count;
+                 t.bytes == static_cast<std::size_t>(count) * size
+             ? count
+             : -1;
 }
 
 std::optional<std::vector<int>> CanonicalGraph::Integers(int index) const {
@@ -514,9 +516,9 @@ std::optional<std::vector<int>> CanonicalGraph::Integers(int index) const {
   constexpr int64_t kMaxIntegers = 64;
   const TfLiteTensor& t = tensor(index);
   const std::size_t size = t.type == kTfLiteInt64 ? 8 : 4;
-  const int64_t count = NumElements({t.dims->size, t.dims->data});
+  const int64_t count = StoredElements(index, size);
   if ((t.type != kTfLiteInt32 && t.type != kTfLiteInt64) || count < 0 ||
-      count > kMaxIntegers || !HasElements(index, count, size)) {
+      count > kMaxIntegers) {
     return std::nullopt;
   }
   std::vector<int> integers(count);
@@ -535,7 +537,8 @@ std::optional<double> CanonicalGraph::Scalar(int index) const {
   const int source = Source(broadcast ? nodes_[node].a : index);
   const TfLiteTensor& t = tensor(source);
   ElementType type;
-  if (!ToElementType(t.type, &type) || !HasElements(source, 1, SizeOf(type))) {
+  if (!ToElementType(t.type, &type) ||
+      StoredElements(source, SizeOf(type)) != 1) {
     return std::nullopt;
   }
   return WidenElement(t.data, type);

@@ -104,7 +104,8 @@ class CanonicalGraph {
 
   // The size of the last dimension; -1 if it is not static, 0 for a scalar.
   int LastDimension(int tensor) const;
-  // The size of a matrix of one row or one column, the last two dimensions.
+  // The size of a matrix of one row or one column, the last two dimensions; of
+  // an operand of kDot.
   int VectorSize(int tensor) const;
   // Whether two tensors have the same shape, but for the last dimension, which
   // is `last` in the first one.
@@ -141,9 +142,9 @@ class CanonicalGraph {
   // one of them only.
   template <std::size_t n>
   std::array<ShapeView, n> Shapes(const std::array<int, n>& tensors) const;
-  // Whether a tensor is a dense constant of so many elements, by its shape and
-  // by its data.
-  bool HasElements(int tensor, int64_t count, std::size_t size) const;
+  // The number of elements, of this size, of a dense constant; -1 if it is none
+  // or its data are not those of its shape.
+  int64_t StoredElements(int tensor, std::size_t size) const;
   // The integers of a constant.
   std::optional<std::vector<int>> Integers(int tensor) const;
 

@@ -87,20 +87,20 @@ def resolve_custom_calls(content: verify.Content, name: str) -> bytes | None:
     while an unresolved CUSTOM operator may be claimed by a delegate.
     """
     codes = flatbuffer.read_builtin_codes(content, name)
-    if schema.BuiltinOperator.STABLEHLO_COMPOSITE in codes:
-        # The runtime dies of a decomposition that calls itself; this is an error.
-        flatbuffer.read(content, name)
-    if schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL not in codes:
+    custom_call = schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL
+    if codes.isdisjoint((custom_call, schema.BuiltinOperator.STABLEHLO_COMPOSITE)):
         return None
+    # An error for a decomposition that calls itself: the runtime would die of it.
     model = flatbuffer.read(content, name)
+    if custom_call not in codes:
+        return None
     encoding.translate_model(model, encoding.Encoding.CUSTOM)
     unknown = sorted(
         {
             repr(operator.builtinOptions2.callTargetName.decode())
             for subgraph in model.subgraphs
             for operator in subgraph.operators
-            if model.operatorCodes[operator.opcodeIndex].builtinCode
-            == schema.BuiltinOperator.STABLEHLO_CUSTOM_CALL
+            if model.operatorCodes[operator.opcodeIndex].builtinCode == custom_call
         }
     )
     if unknown:

@@ -543,7 +543,7 @@ def profile_model(
     """
     library = _load_library()
     content = files.read_file(path)
-    has_names = bool(flatbuffer.load(path).signatureDefs)
+    has_names = bool(flatbuffer.read(content, os.fspath(path)).signatureDefs)
     is_plain = any(n.encoding == backends.PLAIN for n in inspection.inspect(path).norms)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -44,8 +44,6 @@ _BINARY = {
     _OP.MUL: "mul",
     _OP.POW: "pow",
 }
-# They keep every element in its place.
-_RESHAPES = (_OP.EXPAND_DIMS, _OP.RESHAPE, _OP.SQUEEZE)
 _REDUCTIONS = {_OP.MEAN: "mean", _OP.REDUCE_MAX: "max", _OP.SUM: "sum"}
 _POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
 _NUM_INPUTS = {
@@ -248,7 +246,9 @@ class Graph:
 
     def _dot(self, options: Any, a: int, b: int) -> tuple[Any, ...] | None:
         """A product of each row of x, as a matrix of one row, with itself."""
-        (*rows, m, n), (*others, p, q) = self._matrix(a), self._matrix(b)
+        if len(self.shape(a)) < 2 or len(self.shape(b)) < 2:
+            return None
+        (*rows, m, n), (*others, p, q) = self.shape(a), self.shape(b)
         if getattr(options, "adjX", False):
             m, n = n, m
         if getattr(options, "adjY", False):
@@ -258,17 +258,13 @@ class Graph:
         same = [x for x in self._with_rows(a, n) if x in self._with_rows(b, n)]
         return ("dot", same[-1]) if same else None
 
-    def _matrix(self, tensor: int) -> list[int]:
-        """Returns a shape with two dimensions at least."""
-        shape = self.shape(tensor)
-        return shape if len(shape) > 1 else [0, 0]
-
     def _with_rows(self, tensor: int, size: int) -> list[int]:
         """Returns a tensor, and what it was reshaped from, as far as they have rows."""
         found = [tensor]
         op = self.producer(tensor)
-        if op is not None and self._builtins[op] in _RESHAPES and self.canonical(op):
-            found.append(self._inputs[op][0])
+        if op is not None and _UNARY.get(self._builtins[op]) == "reshape":
+            canonical = self.canonical(op)
+            found += canonical[1:] if canonical else ()
         return [i for i in found if self.shape(i)[-1:] == [size]]
 
     def _axes(self, tensor: int, rank: int) -> list[int] | None:
