@@ -43,7 +43,7 @@ _PREFILL = flags.DEFINE_integer("prefill", 64, "Tokens of the prompt.", 1)
 _CACHE = flags.DEFINE_integer("cache", 128, "Tokens of the KV cache or window.", 2)
 _MODELS = flags.DEFINE_list("models", None, "Parts of names; default: all models.")
 
-_PRIMITIVES, _CONTROL = "primitives", "control"
+_DECOMPOSED, _CONTROL = "decomposed", "control"
 _COMPOSITE, _FUSED = "composite", "fused"
 # XNNPACK's idle threads spin for a million pauses, 47 ms at 3 GHz.
 _SPIN_SECONDS = 60e-3
@@ -94,17 +94,17 @@ def _measure(content: bytes, num_threads: int) -> dict[str, object]:
     composite, _ = arn.fuse(content, encoding="composite")
     threads = {"num_threads": num_threads}
     interpreters = {
-        _PRIMITIVES: litert.Interpreter(model_content=content, **threads),
+        _DECOMPOSED: litert.Interpreter(model_content=content, **threads),
         _CONTROL: litert.Interpreter(model_content=content, **threads),
         _COMPOSITE: litert.Interpreter(model_content=bytes(composite), **threads),
         _FUSED: arn.Interpreter(model_content=bytes(fused), **threads),
     }
     interpreters = {k: _set_up(v) for k, v in interpreters.items()}
-    expected = _logits(interpreters[_PRIMITIVES])
+    expected = _logits(interpreters[_DECOMPOSED])
     error = np.abs(_logits(interpreters[_FUSED]) - expected).max()
     timings = timing.interleaved(
         {k: v.invoke for k, v in interpreters.items()},
-        _PRIMITIVES,
+        _DECOMPOSED,
         _ROUNDS.value,
         sample=20e-3,
         warm_up=_SPIN_SECONDS if num_threads > 1 else 0,
@@ -161,7 +161,7 @@ def _row(result: dict) -> list[str]:
         f"{result['operators_before']} → {result['operators_after']}",
         f"{result['bytes_after'] - result['bytes_before']:+d}",
         f"{result['error']:.0e}",
-        f"{times[_PRIMITIVES]['median'] * 1e3:.3f}",
+        f"{times[_DECOMPOSED]['median'] * 1e3:.3f}",
         *(_time(times[name]) for name in (_CONTROL, _COMPOSITE, _FUSED)),
         f"{result['memory_before'] / 2**20:.1f} → {result['memory_after'] / 2**20:.1f}",
     ]
@@ -224,13 +224,13 @@ def main(_) -> None:
         "operators",
         "bytes",
         "error",
-        "primitives ms",
+        "decomposed ms",
         "control ms",
         "composite ms",
         "fused ms",
         "memory MiB",
         title="two layers; error relative to the largest logit; in brackets the time"
-        " over that of the primitives and its quartiles",
+        " over that of the decomposed norms and its quartiles",
     )
     for result in results:
         table.add_row(*_row(result))

@@ -4,7 +4,7 @@ import pathlib
 
 import lief
 
-# What is wrong with a file is said by the errors here; lief warns of sound ones, too.
+# The errors here say what is wrong with a file; lief warns of sound ones, too.
 lief.logging.disable()
 
 # Every macOS has them.

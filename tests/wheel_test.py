@@ -131,7 +131,7 @@ class WheelTest(parameterized.TestCase):
         np.save(files[1], x.numpy())
         result = run(python, "-c", _RUN, *files, cwd="/")
         self.assertEqual(result.returncode, 0, result.stderr.decode())
-        # What was imported is in the fresh environment, which has this Python.
+        # The imported package is in the fresh environment, which has this Python.
         packages = self.folder / version / "lib" / f"python{version}"
         self.assertStartsWith(result.stdout.decode(), str(packages))
         expected = module(x).detach().numpy()

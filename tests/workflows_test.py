@@ -1,4 +1,4 @@
-"""What the GitHub workflows name exists: files, targets and configurations.
+"""The files, targets and configurations that the GitHub workflows name exist.
 
 They run nowhere else, so a file that moves would break them unnoticed.
 """

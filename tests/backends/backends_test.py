@@ -52,10 +52,8 @@ class TableTest(absltest.TestCase):
     def test_errors_name_what_there_is(self):
         with self.assertRaisesRegex(ValueError, "runtime must be one of .*'tflm'"):
             backends.support("custom", True, "tflm")
-        with self.assertRaisesRegex(
-            ValueError, "encoding must be one of .*'primitives'"
-        ):
-            backends.support("primitives", True, "openvino")
+        with self.assertRaisesRegex(ValueError, "encoding must be one of .*'none'"):
+            backends.support("none", True, "openvino")
         with self.assertRaisesRegex(ValueError, "purpose must be one of .*'tpu'"):
             backends.encoding_for("tpu")
 

@@ -14,7 +14,7 @@ def run(*arguments) -> tuple[int, str, str]:
     """
     output, errors = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        # What is shown goes to the original descriptor of stderr.
+        # Progress goes to the original descriptor of stderr.
         descriptor, (reader, writer) = os.dup(2), os.pipe()
         os.dup2(writer, 2)
         try:

@@ -98,7 +98,7 @@ class HuggingFaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "expected a folder with a config.json"):
             huggingface.load_checkpoint(self.folder)
         transformers.ViTConfig().save_pretrained(self.folder)
-        with self.assertRaisesRegex(ValueError, "vit is no causal language model"):
+        with self.assertRaisesRegex(ValueError, "vit is not a causal language model"):
             huggingface.load_checkpoint(self.folder)
         transformers.Gemma3nConfig().save_pretrained(self.folder)
         with self.assertRaisesRegex(ValueError, "export it with litert_torch"):

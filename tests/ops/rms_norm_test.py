@@ -237,7 +237,7 @@ class CompileTest(parameterized.TestCase):
         ("add_operator", lambda x, w: ADD_RMS_NORM(x, x, w)[1]),
         ("range_safe", lambda x, w: arn.rms_norm(x, w, range_safe=True)),
     )
-    def test_compilers_get_primitives(self, function):
+    def test_compilers_get_the_decomposition(self, function):
         x, weight = random(3, 16, requires_grad=True), random(16, requires_grad=True)
         y, targets = compiled_calls(function, x, weight)
         torch.testing.assert_close(y, function(x, weight))

@@ -175,7 +175,7 @@ class CheckTest(parameterized.TestCase):
             self.assertIn("belongs to control flow", norm.reason)
 
 
-# What stands for the process on the GPU; it is given the folder of the request.
+# Stands for the process on the GPU; it is given the folder of the request.
 _FAILS = """
 import json, pathlib, sys
 (pathlib.Path(sys.argv[1]) / "result.json").write_text(json.dumps({"error": "E"}))

@@ -51,7 +51,7 @@ def _operators(interpreter: litert.Interpreter) -> list[str]:
     return [node["op_name"] for node in interpreter._get_ops_details()]
 
 
-class FusePrimitivesTest(parameterized.TestCase):
+class FuseDecomposedTest(parameterized.TestCase):
     @parameterized.parameters(True, False)
     def test_branch(self, condition):
         content = flatbuffer.to_bytes(if_graph().model)

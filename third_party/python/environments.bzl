@@ -6,7 +6,7 @@ environment itself lies in a cache outside Bazel's output and is shared by check
 is made anew when the lock file or the interpreter changes.
 """
 
-# What make_environment() depends on.
+# make_environment() depends on these.
 ENVIRON = ["PYTHON_BIN_PATH", "XDG_CACHE_HOME"]
 
 _BUILD = """\

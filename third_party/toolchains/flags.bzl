@@ -1,4 +1,4 @@
-"""What the configurations of C++ toolchains share."""
+"""Flags that the configurations of C++ toolchains share."""
 
 load("@bazel_tools//tools/build_defs/cc:action_names.bzl", "ACTION_NAMES")
 load(

@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON, summaries and progress.
+"""The output of commands: tables, JSON, summaries and progress.
 
 Results go to stdout, the rest to stderr. In a terminal a table is as wide as its
 content, or a list where that does not fit, so that nothing is cut; elsewhere each item

@@ -143,7 +143,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
       ImportError: A package is missing; the message names it.
       OSError: A file cannot be read.
-      ValueError: It is no causal language model that Transformers knows.
+      ValueError: It is not a causal language model that Transformers knows.
     """
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
@@ -158,7 +158,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f" {_EXPORT}, then run: ai-edge-rms-norm fuse"
         )
     if type(config) not in auto._model_mapping:  # noqa: SLF001
-        raise ValueError(f"{path}: {config.model_type} is no causal language model")
+        raise ValueError(f"{path}: {config.model_type} is not a causal language model")
     has_weights = path.is_dir() and any(
         next(folder.glob(pattern), None) for pattern in _WEIGHTS
     )

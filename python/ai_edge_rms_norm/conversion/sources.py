@@ -117,7 +117,7 @@ def load_program(path: str | os.PathLike[str]) -> Source:
     with open(path, "rb") as file:
         try:
             program = torch.export.load(file)
-        except Exception as error:  # What torch raises for damaged files varies.
+        except Exception as error:  # torch raises many types for damaged files.
             raise ValueError(f"{os.fspath(path)}: not a .pt2: {error}") from error
     if program.example_inputs is None:
         raise ValueError(f"{os.fspath(path)}: it was exported without example inputs")

@@ -74,7 +74,7 @@ class CheckedNorm:
     """A norm and the numbers that it was given.
 
     Attributes:
-      norm: What it is.
+      norm: The norm that was checked.
       is_range_safe: Whether float16 runtimes compute it right whatever |x| is below
         65504: decomposed in the range-safe form, a composite with such a
         decomposition, or an operator that is computed in float32.
@@ -89,7 +89,7 @@ class CheckedNorm:
 
     @property
     def finding(self) -> str:
-        """What is wrong with it, in words; empty if nothing is."""
+        """The problem in words; empty if there is none."""
         if self.statistics is None:
             return ""
         numbers = self.statistics
@@ -150,9 +150,9 @@ class CheckReport:
 
     Attributes:
       name: Name of the file, or `model`.
-      inputs: What the model was run with, in words.
+      inputs: The inputs of the run, in words.
       norms: The norms, in the order of the file.
-      inspection: What is in the file, and which runtimes run it.
+      inspection: The contents of the file, and which runtimes run it.
       gpu: How each model, as it is, computes on LiteRT's GPU accelerator, in float16
         and float32; empty unless it was asked for.
     """

@@ -11,7 +11,7 @@ from numpy import typing as npt
 
 __all__ = ["NO_SIGNATURE", "Runner", "random_inputs", "read_inputs", "runners"]
 
-# What stands for the name of a signature in a model without any.
+# Stands for the name of a signature in a model without any.
 NO_SIGNATURE = "subgraph 0"
 
 

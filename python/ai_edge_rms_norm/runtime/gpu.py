@@ -29,7 +29,7 @@ _MIN_COSINE = 0.99
 _ATOL = 1e-5
 # Of the largest |output|: float16 has a unit of 4.9e-4, and errors add up.
 _RTOL = {"float16": 1e-2, "float32": 1e-3}
-# What LiteRT logs where there is no device, or no accelerator in the package.
+# LiteRT logs these where there is no device, or no accelerator in the package.
 _NO_GPU = (
     "No adapters found",
     "GPU accelerator could not be loaded and registered",
@@ -105,7 +105,7 @@ class GpuResult:
 
     @property
     def finding(self) -> str:
-        """What is wrong with it, in words; empty if nothing is.
+        """The problem in words; empty if there is none.
 
         Float32 is there to compare with: only float16, the default, has findings.
         """

@@ -67,7 +67,7 @@ class Model:
         flatbuffer.write_file(path, self._content)
 
     def rms_norm_ops(self) -> list[encoding_lib.RmsNormOp]:
-        """Lists our operators in the model."""
+        """Lists the operators of this package in the model."""
         return encoding_lib.find_ops(flatbuffer.read(self._content))
 
     def translate(

@@ -10,7 +10,7 @@ runtime's library. The model runs as CompiledModel runs it on the CPU, with the 
 the kernels of this package and the rest on XNNPACK.
 
 The profiler reads memory statistics in each event of the interpreter, which takes
-longer than a small norm. What that costs is measured in each round, with an operator of
+longer than a small norm. That cost is measured in each round, with an operator of
 eight numbers, and subtracted. XNNPACK times its operators itself, in whole
 microseconds that are rounded down. The time of a call is measured without the profiler,
 so what both leave out is in `unattributed`. A norm is exact to about half a
@@ -433,7 +433,7 @@ def _mean_of_norm(model: _Profiled, calls: int) -> float:
 
 
 class _Samples:
-    """What the rounds of one signature gave, in seconds."""
+    """The measurements of one signature, by round, in seconds."""
 
     def __init__(self, model: _Profiled) -> None:
         self._model = model
@@ -489,7 +489,7 @@ def _difference(samples: _Samples, fused: _Samples) -> tuple[list[float], str]:
     spread = _spread(of_calls)
     if spread.high - spread.low <= sum(more.values()) * _ROUNDING:
         return of_calls, "difference of calls"
-    # What everything else varies by would hide them.
+    # The noise of everything else would hide them.
     less = sum(statistics.median(fused.kinds.get(kind, [0.0])) for kind in more)
     rounds = range(len(samples.seconds))
     of_kinds = [sum(samples.kinds[kind][i] for kind in more) - less for i in rounds]

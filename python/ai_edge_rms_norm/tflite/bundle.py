@@ -433,7 +433,7 @@ def read_bundle(path: str | bytes | os.PathLike[str]) -> Bundle:
         return _bundle(content, 0)
     except ImportError:
         raise
-    except Exception as error:  # What the parsers raise for damaged files varies.
+    except Exception as error:  # The parsers raise many types for damaged files.
         is_reason = type(error) is ValueError
         what = f": {error}" if is_reason else f" is damaged: {error!r}"
         raise ValueError(f"{os.fsdecode(path)}{what}") from error

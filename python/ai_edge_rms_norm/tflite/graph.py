@@ -204,7 +204,7 @@ class Graph:
         if builtin == _OP.DEQUANTIZE:
             return bool(dtype == _TYPE.FLOAT32)
         is_unary = builtin in _UNARY or builtin in _REDUCTIONS
-        # What is computed from integers is no norm, for a reason of its own.
+        # A norm of integers is refused elsewhere, with its own reason.
         is_single = is_unary or dtype not in _FLOAT_TYPES
         operands = self._inputs[op][: 1 if is_single else 2]
         return all(self.dtype(i) == dtype for i in operands)

@@ -104,7 +104,7 @@ class RuntimeReport:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What is in a file.
+    """The contents of a file.
 
     Attributes:
       kind: `tflite`, `litertlm` or `task`.

@@ -25,8 +25,8 @@ class RewrittenFile:
     Attributes:
       encoding: The encoding that was asked for, one of `backends.ENCODINGS`: `plain` is
         `decomposed` in the form that is not range-safe.
-      before: What was in the file.
-      after: What is in it now.
+      before: The contents before.
+      after: The contents now.
       operators_before: Number of operators in all models.
       operators_after: The same, of the result.
     """
@@ -52,7 +52,7 @@ class RewrittenFile:
 
     @property
     def left(self) -> tuple[inspection.InspectedNorm, ...]:
-        """What looks like a norm and was left alone, and norms in another encoding.
+        """Look-alikes that were left alone, and norms in another encoding.
 
         Of the latter, `reason` is empty unless the encoding cannot hold them.
         """
@@ -117,7 +117,7 @@ def translate_file(
 ) -> RewrittenFile:
     """Writes the operators of a file in one encoding, as `arn.translate` does.
 
-    Decomposed norms that are no translations stay; arguments and errors as for
+    Decomposed norms that are not translations stay; arguments and errors as for
     `fuse_file`.
     """
     return _rewrite(path, Encoding(encoding), range_safe, fuse=False)

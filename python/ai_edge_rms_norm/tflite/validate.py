@@ -1,6 +1,6 @@
 """Validates an unpacked .tflite: the one place that looks for what is malformed.
 
-What follows may rely on this: every index refers to something; `subgraphs`, `buffers`,
+Later code may rely on this: every index refers to something; `subgraphs`, `buffers`,
 `operatorCodes` and the lists of a subgraph are lists; the operands of an operator are
 arrays of int32; a tensor has a name (bytes, not always UTF-8) and a shape; a constant
 has all of its elements; options are None or of the type that belongs to the operator;
