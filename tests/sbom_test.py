@@ -1,4 +1,4 @@
-"""The SBOM of a wheel, which tools/sbom writes:
+"""Tests the SBOM of a wheel, which tools/sbom writes.
 
 python tests/sbom_test.py --wheel=bazel-bin/wheel/NAME.whl
 """
