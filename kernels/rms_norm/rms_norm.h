@@ -38,10 +38,11 @@
 // in the last place.
 //
 // Floating-point environment. Float32 arithmetic rounds as the calling thread
-// does, and sums that saturate under FE_TOWARDZERO are noticed; threads of a
-// pool round as the thread that started them. Where subnormals are flushed
-// (FTZ, DAZ, FPCR.FZ), subnormal float32 and bfloat16 elements and weights, and
-// products and results below 2^-126, may count as zero; nothing else changes.
+// does, and so may the rounding to 16 bits; sums that saturate under
+// FE_TOWARDZERO are noticed. Threads of a pool round as the thread that started
+// them. Where subnormals are flushed (FTZ, DAZ, FPCR.FZ), subnormal float32 and
+// bfloat16 elements and weights, and products and results below 2^-126, may
+// count as zero; nothing else changes.
 #ifndef KERNELS_RMS_NORM_RMS_NORM_H_
 #define KERNELS_RMS_NORM_RMS_NORM_H_
 

@@ -36,6 +36,7 @@
 //
 //   Load(const T*), LoadPartial(const T*, n)    n < kLanes; other lanes are 0
 //   Store(T*, v), StorePartial(T*, v, n)        one rounding, to nearest even
+//                              unless the thread rounds otherwise
 //   Stream(T*, v)              like Store, but may bypass the caches
 //   Round<T>(v)                v rounded to T
 //   kStreamAlignment           bytes that Stream's address is a multiple of,

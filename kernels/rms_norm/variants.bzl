@@ -17,6 +17,12 @@ _AVX512_COPTS = [
     "-Wno-maybe-uninitialized",
 ]
 
+# BF16 is an option of Armv8.2-A, which GCC wants to hear. Zig takes no -march.
+_BF16_COPTS = select({
+    "@platforms//os:macos": ["-mcpu=generic+bf16"],
+    "//conditions:default": ["-march=armv8.2-a+bf16"],
+})
+
 # With sanitizers, -O3 takes minutes for each variant; with clang's for fuzzing, -O1 too.
 _OPTIMIZATION = select({
     # Which fortified functions do not compile with.
@@ -34,6 +40,7 @@ _VARIANTS = {
     "avx512_zen4": struct(cpu = _X86_64, copts = _AVX512_COPTS + ["-mavx512bf16"]),
     "avx512": struct(cpu = _X86_64, copts = _AVX512_COPTS),
     "avx2": struct(cpu = _X86_64, copts = ["-mavx2", "-mfma", "-mf16c"]),
+    "neon_bf16": struct(cpu = _AARCH64, copts = _BF16_COPTS),
     "neon": struct(cpu = _AARCH64, copts = []),
     "generic": struct(cpu = None, copts = []),
 }

@@ -2,6 +2,13 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+#include <cstddef>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace ai_edge_rms_norm {
@@ -37,6 +44,20 @@ bool HasAvx512Bf16() {
 // Zen 3 and Zen 4 are AMD's family 19h; of these only Zen 4 has AVX-512.
 bool IsZen4() { return HasAvx512() && __builtin_cpu_is("amdfam19h"); }
 #endif  // __x86_64__
+
+#if defined(__aarch64__)
+bool HasNeonBf16() {
+#if defined(__APPLE__)
+  int has = 0;
+  std::size_t size = sizeof(has);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) ==
+             0 &&
+         has != 0;
+#else
+  return (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
+#endif
+}
+#endif  // __aarch64__
 
 constexpr KernelInfo kKernels[] = {
 #define RMS_NORM_INFO(op, type, isa, supported, preferred)    \

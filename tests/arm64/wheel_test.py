@@ -82,7 +82,7 @@ class Arm64WheelTest(absltest.TestCase):
                 },
                 path=["site"],
             )
-        self.assertIn("aarch64 neon", output)
+        self.assertIn("aarch64 neon_bf16", output)
         for file, (y, tolerance) in expected.items():
             with self.subTest(file.name), np.load(f"{file}.outputs.npz") as outputs:
                 scale = tolerance * np.abs(y).max()
