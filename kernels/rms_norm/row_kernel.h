@@ -9,10 +9,9 @@
 //   Zero(), Set(float)
 //   Add(a, b), Mul(a, b), MulAdd(a, b, c) = a * b + c
 //   Summer<T>, Scaler<T>       the classes whose vectors sum and scale rows of
-//   T:
-//                              their lanes may have any order, as long as Load
-//                              and Store have the same. A Summer may
-//                              load, add and round other types than Vec
+//                              T: their lanes may have any order, as long as
+//                              Load and Store have the same. A Summer may load,
+//                              add and round other types than Vec
 //
 //   Quad, Quad64               vectors of 4 float32 or float64 lanes
 //   Fold(Vec)                  pairwise sums of lanes until four are left

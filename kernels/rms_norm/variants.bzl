@@ -38,6 +38,7 @@ _AARCH64 = "@platforms//cpu:aarch64"
 # rms_norm_test compares the two.
 _VARIANTS = {
     "avx512_zen4": struct(cpu = _X86_64, copts = _AVX512_COPTS + ["-mavx512bf16"]),
+    "avx512_bf16": struct(cpu = _X86_64, copts = _AVX512_COPTS + ["-mavx512bf16"]),
     "avx512": struct(cpu = _X86_64, copts = _AVX512_COPTS),
     "avx2": struct(cpu = _X86_64, copts = ["-mavx2", "-mfma", "-mf16c"]),
     "neon_bf16": struct(cpu = _AARCH64, copts = _BF16_COPTS),
