@@ -20,8 +20,8 @@ struct Claim {
   const char* name = kRmsNormName;
   RmsNormOptions options;
   std::string error;  // The error in the options of the file, or empty.
-  std::vector<int>
-      nodes;  // In execution order; it runs in the last one's place.
+  // In execution order; it runs in the last one's place.
+  std::vector<int> nodes;
   std::vector<int> inputs;
   std::vector<int> outputs;
   // Of x, if the file has a decomposed RMSNorm; otherwise 0.

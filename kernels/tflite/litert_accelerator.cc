@@ -31,8 +31,8 @@ LiteRtStatus GetHardwareSupport(LiteRtAccelerator, int* supported_hardware) {
 }
 
 LiteRtStatus DoesJitCompilation(LiteRtAccelerator, bool* does_jit_compilation) {
-  *does_jit_compilation =
-      true;  // So that it is applied without being asked for.
+  // So that it is applied without being asked for.
+  *does_jit_compilation = true;
   return kLiteRtStatusOk;
 }
 
