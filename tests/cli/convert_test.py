@@ -30,6 +30,8 @@ def layer():
     return Layer().eval(), (torch.ones(3, 64), torch.ones(3, 64))
 def wrong():
     return 1
+def ends():
+    raise SystemExit(3)
 """
 
 
@@ -129,6 +131,7 @@ class ConvertTest(absltest.TestCase):
     def test_other_sources_are_refused(self):
         for source, cause in (
             (f"{self.source}:wrong", "wrong must return (torch.nn.Module"),
+            (f"{self.source}:ends", "SystemExit: 3"),
             (f"{self.source}:missing", "it has no function 'missing'"),
             (str(self.folder), "checkpoint has no example inputs"),
         ):

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pty
+import socket
 import subprocess
 import sys
 import zipfile
@@ -314,6 +315,23 @@ class GraphTest(absltest.TestCase):
         explorer.visualize_from_config.assert_called_once_with(
             config, port=8099, no_open_in_browser=True
         )
+
+    def test_a_port_that_is_taken(self):
+        taken = socket.create_server(("localhost", 0))
+        self.addCleanup(taken.close)
+        port = taken.getsockname()[1]
+        with mock.patch.dict(sys.modules, {"model_explorer": mock.MagicMock()}):
+            code, text, errors = run("graph", self.path, "--serve", "--port", port)
+        self.assertEqual((code, text), (2, ""))
+        self.assertEqual(errors, f"error: --port: {port} is in use\n")
+
+    def test_a_package_that_ends_the_process(self):
+        explorer = mock.MagicMock()
+        explorer.visualize_from_config.side_effect = SystemExit(1)
+        with mock.patch.dict(sys.modules, {"model_explorer": explorer}):
+            code, _, errors = run("graph", self.path, "--serve")
+        self.assertEqual(code, 2)
+        self.assertEqual(errors, "error: a package ends with SystemExit(1)\n")
 
     def test_what_it_refuses(self):
         for arguments, message in (

@@ -226,6 +226,23 @@ class TranslationTest(parameterized.TestCase):
         data = bytes(model.buffers[constant.buffer].data)
         self.assertEqual(data, np.float32(np.sqrt(1e-5)).tobytes())
 
+    @parameterized.parameters(
+        ("model/norm;", "model/norm"),
+        ("model/norm;12", "model/norm_12"),
+        ("a/norm;b/norm", "a/norm;b/norm"),
+        (";", ";"),
+        ("", "rms_norm"),
+    )
+    def test_operators_stay_in_their_layer(self, name, layer):
+        """Viewers read the layer from the names of the tensors, up to a semicolon."""
+        model = flatbuffer.read(arn.translate(norm(), "custom"))
+        (operator,) = model.subgraphs[0].operators
+        model.subgraphs[0].tensors[operator.outputs[0]].name = name.encode()
+        encoding.translate_model(model, encoding.Encoding.DECOMPOSED)
+        subgraph = model.subgraphs[0]
+        inside = [subgraph.tensors[o.outputs[0]] for o in subgraph.operators[:-1]]
+        self.assertEqual({t.name.decode().rpartition("/")[0] for t in inside}, {layer})
+
     @parameterized.parameters(1e-100, 1e100)
     def test_epsilon_without_a_root_in_float32(self, epsilon):
         module = arn.RMSNorm(16, eps=epsilon).eval()

@@ -73,9 +73,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
-    except (BrokenPipeError, SystemExit):
-        # Of a reader that has enough, like head; SystemExit is all that click makes of
-        # it. Python would complain at its end.
+    except (BrokenPipeError, SystemExit) as error:
+        # Of a reader that has enough, like head; click makes a SystemExit of it.
+        if BrokenPipeError not in map(type, (error, error.__context__)):
+            print(f"error: a package ends with {error!r}", file=sys.stderr)
+            return _BAD_INPUT
+        # Python would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except typer.Exit as error:

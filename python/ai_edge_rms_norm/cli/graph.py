@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import socket
 import sys
 import tempfile
 from typing import Annotated
@@ -12,6 +13,8 @@ import typer
 from ai_edge_rms_norm.cli import app, errors, options, output
 from ai_edge_rms_norm.cli.rewrite import STDOUT, check_output
 from ai_edge_rms_norm.tflite import bundle, files, node_data
+
+_PORT = 8080  # Model Explorer's default, too.
 
 
 def _serve(
@@ -23,6 +26,10 @@ def _serve(
         raise errors.InputError(
             "--serve needs Model Explorer: pip install ai-edge-model-explorer"
         ) from error
+    with socket.socket() as probe:
+        # Model Explorer looks for another one in the place of its default only.
+        if port != _PORT and not probe.connect_ex(("localhost", port)):
+            raise errors.InputError(f"--port: {port} is in use")
     config = model_explorer.config()
     with tempfile.TemporaryDirectory() as folder:
         for number, (model, text) in enumerate(zip(models, data, strict=True)):
@@ -67,7 +74,7 @@ def graph(
     name: Annotated[
         str | None, typer.Option("--model", help="The only one of a bundle.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of --serve.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of --serve.")] = _PORT,
 ) -> None:
     r"""Show the graph of a file in Model Explorer, with its norms named and coloured.
 

@@ -85,7 +85,7 @@ def load_factory(path: str | os.PathLike[str], name: str) -> Source:
         result = factory()
     except ValueError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(folder)

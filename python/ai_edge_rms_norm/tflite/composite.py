@@ -186,6 +186,18 @@ class _Builder:
         return x, self.apply("RSQRT", shifted, name="inverse_rms")
 
 
+def _layer(result: str) -> str:
+    """Returns what the names of a norm's tensors begin with, by the name of its result.
+
+    litert-torch ends names with ; and a number. Behind that, viewers would take the
+    rest as another name, and put the operators outside of their layer.
+    """
+    name, _, number = result.rpartition(";")
+    if name and (not number or number.isdecimal()):
+        result = f"{name}_{number}" if number else name
+    return result or "rms_norm"
+
+
 def build(
     model: schema.ModelT,
     subgraph: schema.SubGraphT,
@@ -218,7 +230,7 @@ def build(
       ValueError: Epsilon, or its root, is not a finite float32 > 0.
     """
     tensors = subgraph.tensors
-    builder = _Builder(model, subgraph, edit.text(tensors[y].name) or "rms_norm")
+    builder = _Builder(model, subgraph, _layer(edit.text(tensors[y].name)))
     is_half = tensors[y].type != _FLOAT32
     wide = builder.cast(x, _FLOAT32, "x_float32")
     if weight is not None:
