@@ -255,10 +255,18 @@ class FilesTest(parameterized.TestCase):
             self.assertStartsWith(errors, "error: ")
         code, text, _ = run("--version")
         self.assertEqual((code, text), (0, f"ai-edge-rms-norm {arn.__version__}\n"))
-        for command in ("inspect", "fuse", "translate", "benchmark"):
+        names = [*typer.main.get_command(app).commands]
+        self.assertEqual(names, sorted(names))
+        _, overview, _ = run("-h")
+        self.assertNotIn("...", overview.partition("Commands:")[2])
+        for command in names:
             code, text, _ = run(command, "-h")
             self.assertEqual(code, 0)
-            self.assertIn(f"ai-edge-rms-norm {command} model.tflite", text)
+            # Each example is a line of its own.
+            self.assertRegex(text, rf"\n +Examples:\n +ai-edge-rms-norm {command}\b")
+            self.assertEqual(
+                text.count("ai-edge-rms-norm"), text.count("  ai-edge-rms")
+            )
 
 
 class GraphTest(absltest.TestCase):

@@ -8,8 +8,8 @@ import torch
 import transformers
 from absl.testing import absltest, parameterized
 
-import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.conversion import huggingface
+from examples import generate
 
 _SIZES = {
     "hidden_size": 64,
@@ -25,34 +25,7 @@ _CONFIGS = {
     "llama": transformers.LlamaConfig(**_SIZES),
     "gemma3": transformers.Gemma3TextConfig(**_SIZES, sliding_window=6),
 }
-_PREFILL, _CACHE = 8, 24
-
-
-def greedy(model: arn.Model, prompt: list[int], steps: int) -> list[int]:
-    """Returns the most likely next tokens, with the signatures of the file."""
-    interpreter = model.interpreter()
-    prefill = interpreter.get_signature_runner(f"prefill_{_PREFILL}")
-    decode = interpreter.get_signature_runner("decode")
-    cache = {
-        name: np.zeros(detail["shape"], np.float32)
-        for name, detail in decode.get_input_details().items()
-        if name.startswith("kv_cache")
-    }
-
-    def at(positions) -> dict[str, np.ndarray]:
-        hidden = np.arange(_CACHE) > np.asarray(positions)[:, None]
-        mask = np.where(hidden, np.float32(-1e9), np.float32(0))[None, None]
-        return {"input_pos": np.asarray(positions, np.int32), "mask": mask}
-
-    tokens = np.zeros((1, _PREFILL), np.int32)
-    tokens[0, : len(prompt) - 1] = prompt[:-1]
-    cache = prefill(tokens=tokens, **at(range(_PREFILL)), **cache)
-    found = [prompt[-1]]
-    for position in range(len(prompt) - 1, len(prompt) - 1 + steps):
-        token = np.array([found[-1:]], np.int32)
-        cache = decode(tokens=token, **at([position]), **cache)
-        found.append(int(cache.pop("logits")[0, 0].argmax()))
-    return found[1:]
+_PREFILL, _CACHE = 8, 22
 
 
 class HuggingFaceTest(parameterized.TestCase):
@@ -67,7 +40,9 @@ class HuggingFaceTest(parameterized.TestCase):
         for parameter in model.parameters():  # So that the tokens differ.
             torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(self.folder)
-        prompt, steps = [5, 7, 11, 13, 17], 12
+        # Longer than a prefill; the last one in it would not fit into the cache.
+        prompt = [int(t) for t in np.random.default_rng(0).integers(3, 128, 19)]
+        steps = _CACHE - len(prompt) + 1
         tokens = list(prompt)
         for _ in range(steps):
             with torch.no_grad():
@@ -81,7 +56,8 @@ class HuggingFaceTest(parameterized.TestCase):
         tflite = checkpoint.convert(
             prefill_lengths=[_PREFILL], cache_length=_CACHE, encoding="custom"
         )
-        self.assertEqual(greedy(tflite, prompt, steps), tokens[len(prompt) :])
+        found = [token for token, _ in generate.greedy(tflite, prompt)]
+        self.assertEqual(found, tokens[len(prompt) :])
         # Prefill has no use for the norms behind the last entries of the cache.
         norms = len(checkpoint.report.replaced)
         self.assertBetween(len(tflite.rms_norm_ops()), 1.5 * norms, 2 * norms)

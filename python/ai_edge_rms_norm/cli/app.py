@@ -68,7 +68,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     del run.__wrapped__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command()(run)
+    text = inspect.cleandoc(function.__doc__ or "")
+    app.command(
+        function.__name__,
+        # \b keeps the lines of a paragraph.
+        help=text.replace("\n\nExamples:", "\n\n\b\nExamples:"),
+        short_help=text.partition("\n")[0],
+    )(run)
+    app.registered_commands.sort(key=lambda of: of.name or "")
     return function
 
 

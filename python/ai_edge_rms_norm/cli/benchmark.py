@@ -101,12 +101,11 @@ def benchmark(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    r"""Time models on random input (zeros for integers), in interleaved rounds.
+    """Time models on random input (zeros for integers), in interleaved rounds.
 
     Ratios refer to the first model with the first number of threads, round by round.
     --profile reads LiteRT's profiler: norms on the kernels, everything else by kind.
 
-    \b
     Examples:
       ai-edge-rms-norm benchmark model.tflite --threads 1,2
       ai-edge-rms-norm benchmark model.tflite fused.tflite --seconds 5

@@ -30,12 +30,11 @@ def check(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    r"""Run a file on the CPU and say which norms would overflow in float16.
+    """Run a file on the CPU and say which norms would overflow in float16.
 
     The exit code is 1 if one would, or with --gpu if float16 is wrong on the GPU; the
     cure is named.
 
-    \b
     Examples:
       ai-edge-rms-norm check model.tflite
       ai-edge-rms-norm check model.tflite --input x.npz --plot norms.png

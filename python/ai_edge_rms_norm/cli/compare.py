@@ -86,12 +86,11 @@ def compare(
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     json: options.Json = False,
 ) -> None:
-    r"""Run two models on the same inputs: how far are outputs and times apart.
+    """Run two models on the same inputs: how far are outputs and times apart.
 
     The exit code is 1 if an output is not close. Times are of interleaved rounds,
     ratios refer to the second model.
 
-    \b
     Examples:
       ai-edge-rms-norm compare model.tflite fused.tflite
       ai-edge-rms-norm compare model.tflite --torch model.py:make --rtol 1e-2

@@ -138,13 +138,12 @@ def convert(
     range_safe: options.RangeSafe = True,
     json: options.Json = False,
 ) -> None:
-    r"""Convert a PyTorch module to a .tflite.
+    """Convert a PyTorch module to a .tflite.
 
     FACTORY is a function without parameters that returns (module, example inputs). A
     checkpoint is a folder of a language model of Hugging Face Transformers, or its
     config.json for random weights; its norms are always replaced.
 
-    \b
     Examples:
       ai-edge-rms-norm convert model.py:make -o model.tflite --fuse-decomposed
       ai-edge-rms-norm convert model.pt2 -o model.tflite --encoding ml_drift

@@ -18,11 +18,10 @@ def doctor(
     ] = 120.0,
     json: options.Json = False,
 ) -> None:
-    r"""Try out what works on this machine.
+    """Try out what works on this machine.
 
     Its output belongs into bug reports. The exit code is 1 if the delegate fails.
 
-    \b
     Examples:
       ai-edge-rms-norm doctor
       ai-edge-rms-norm doctor --json

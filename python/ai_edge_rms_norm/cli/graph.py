@@ -76,12 +76,11 @@ def graph(
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of --serve.")] = _PORT,
 ) -> None:
-    r"""Show the graph of a file in Model Explorer, with its norms named and coloured.
+    """Show the graph of a file in Model Explorer, with its norms named and coloured.
 
     Norms are green if fused, yellow if decomposed, red if left alone. -o writes names
     and colours as node data, which Model Explorer loads beside the model.
 
-    \b
     Examples:
       ai-edge-rms-norm graph model.tflite --serve
       ai-edge-rms-norm graph model.tflite -o norms.json

@@ -81,9 +81,8 @@ def document(result: inspection.Inspection) -> dict[str, Any]:
 
 @app.command
 def inspect(model: options.Model, json: options.Json = False) -> None:
-    r"""List every norm of a file, and which runtimes run it.
+    """List every norm of a file, and which runtimes run it.
 
-    \b
     Examples:
       ai-edge-rms-norm inspect model.tflite
       ai-edge-rms-norm inspect model.litertlm --json

@@ -186,11 +186,10 @@ def _command(
 
 @_command(rewriting.fuse_file)
 def fuse() -> None:
-    r"""Write a file with every norm in one encoding.
+    """Write a file with every norm in one encoding.
 
     Without --for and --to, for a runtime with the delegate.
 
-    \b
     Examples:
       ai-edge-rms-norm fuse model.tflite fused.tflite --for gpu
       ai-edge-rms-norm fuse model.litertlm fixed.litertlm --to decomposed
@@ -201,11 +200,10 @@ def fuse() -> None:
 
 @_command(rewriting.translate_file)
 def translate() -> None:
-    r"""Write a file with its norm operators in another encoding.
+    """Write a file with its norm operators in another encoding.
 
     Unlike fuse, it leaves decomposed norms of other tools alone.
 
-    \b
     Examples:
       ai-edge-rms-norm translate model.tflite custom.tflite --to custom
       ai-edge-rms-norm translate model.tflite gpu.tflite --for gpu

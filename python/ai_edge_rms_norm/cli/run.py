@@ -41,9 +41,8 @@ def run(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
 ) -> None:
-    r"""Run a model once and say what its outputs are.
+    """Run a model once and say what its outputs are.
 
-    \b
     Examples:
       ai-edge-rms-norm run model.tflite
       ai-edge-rms-norm run model.tflite --input x.npz --save y.npz --threads 2
