@@ -1,14 +1,20 @@
 """The Hugging Face example gives PyTorch's tokens; the notebook runs to its end."""
 
+import contextlib
+import io
 import json
 import pathlib
 import sys
+from unittest import mock
 
 import numpy as np
+import tokenizers
+import transformers
 from absl.testing import absltest
 
 import ai_edge_rms_norm as arn
-from examples import huggingface
+from ai_edge_rms_norm.conversion.huggingface import load_checkpoint
+from examples import generate, huggingface
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -29,6 +35,30 @@ class HuggingFaceTest(absltest.TestCase):
             self.assertEqual([token for token, _ in found], tokens)
             error = np.abs(found[0][1] - first).max() / np.abs(first).max()
             self.assertLess(error, tolerance)
+
+    def test_text(self):
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        model = huggingface.make_model()
+        model.save_pretrained(folder)
+        words = {f"w{i}": i for i in range(model.config.vocab_size)}
+        words_only = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "w0"))
+        words_only.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=words_only
+        ).save_pretrained(folder)
+        tflite = folder / "model.tflite"
+        checkpoint = load_checkpoint(folder)
+        checkpoint.convert(prefill_lengths=[4], cache_length=32).export(tflite)
+        tokens, _ = huggingface.expected(model, [5, 7, 11], steps=6)
+        arguments = [__file__, tflite, folder, "w5 w7 w11", "--steps=6", "--pytorch"]
+        with (
+            mock.patch.object(sys, "argv", [*map(str, arguments)]),
+            contextlib.redirect_stdout(io.StringIO()) as output,
+        ):
+            generate.main()
+        text, _, verdict = output.getvalue().splitlines()
+        self.assertEqual(text, " ".join(f"w{token}" for token in tokens))
+        self.assertEqual(verdict, "the first 6 of 6 tokens are those of PyTorch")
 
     def test_notebook(self):
         notebook = json.loads((_FOLDER / "huggingface.ipynb").read_text())
