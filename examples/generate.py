@@ -2,8 +2,9 @@
 
     python examples/generate.py model.tflite CHECKPOINT "What is the capital of France?"
 
-CHECKPOINT is the folder that was converted, with its tokenizer. With --pytorch its
-tokens are compared with PyTorch's. Needs transformers and the wheel with [torch].
+CHECKPOINT is the folder that was converted, with its tokenizer. --pytorch compares the
+tokens with PyTorch's, --against OTHER.tflite tokens and logits with those of another file
+on the same text. Needs transformers and the wheel with [torch].
 """
 
 import argparse
@@ -18,13 +19,16 @@ import transformers
 
 import ai_edge_rms_norm as arn
 
-__all__ = ["greedy", "main"]
+__all__ = ["divergence", "greedy", "main"]
 
 _PREFILL = "prefill_"
 
 
 def greedy(
-    model: arn.Model, prompt: Sequence[int], threads: int = 1
+    model: arn.Model,
+    prompt: Sequence[int],
+    threads: int = 1,
+    text: Sequence[int] = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields the next tokens, the most likely ones, each with its logits.
 
@@ -34,6 +38,7 @@ def greedy(
       model: The file, with the signatures decode and prefill_N for some N.
       prompt: The tokens before.
       threads: Their number.
+      text: Tokens to go on with in the place of the most likely ones.
     """
     interpreter = model.interpreter(num_threads=threads)
     runners = {
@@ -74,13 +79,21 @@ def greedy(
         tokens = prompt[start : min(start + length, last)]
         cache = run(f"{_PREFILL}{length}", tokens, start, length)
         start += len(tokens)
-    pending = list(prompt[start:])
+    pending = [*prompt[start:], *text]
     for position in range(start, size):
         cache = run("decode", [pending.pop(0)], position, 1)
         logits = cache.pop("logits")[0, 0]
-        if not pending:
-            pending = [int(logits.argmax())]
-            yield pending[0], logits
+        if position >= last:
+            token = int(logits.argmax())
+            pending = pending or [token]
+            yield token, logits
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """Returns the Kullback-Leibler divergence of two rows of logits, in nats."""
+    p, q = (x - x.max() for x in (p.astype(np.float64), q.astype(np.float64)))
+    p, q = (x - np.log(np.exp(x).sum()) for x in (p, q))
+    return float((np.exp(p) * (p - q)).sum())
 
 
 def main() -> None:
@@ -92,6 +105,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48, help="tokens to generate")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pytorch", action="store_true", help="compare with PyTorch")
+    parser.add_argument("--against", type=pathlib.Path, help="another .tflite")
     args = parser.parse_args()
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.checkpoint)
@@ -104,9 +118,12 @@ def main() -> None:
         )
     prompt = tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids
     model = arn.Model.load(args.model)
-    start, tokens, seconds = time.perf_counter(), [], []
-    for token, _ in itertools.islice(greedy(model, prompt, args.threads), args.steps):
+    start, tokens, rows, seconds = time.perf_counter(), [], [], []
+    for token, logits in itertools.islice(
+        greedy(model, prompt, args.threads), args.steps
+    ):
         tokens.append(token)
+        rows.append(logits)
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
         if token == tokenizer.eos_token_id:
@@ -116,6 +133,17 @@ def main() -> None:
         f"{len(prompt)} tokens of prompt and the first token {seconds[0]:.2f} s, then"
         f" {np.median(seconds[1:]) * 1e3:.1f} ms per token"
     )
+    if args.against:
+        other = greedy(arn.Model.load(args.against), prompt, args.threads, tokens)
+        found = [*itertools.islice(other, len(tokens))]
+        same = sum(a == b for a, (b, _) in zip(tokens, found, strict=True))
+        pairs = [(row, theirs) for row, (_, theirs) in zip(rows, found, strict=True)]
+        error = np.median([np.abs(a - b).max() / np.abs(a).max() for a, b in pairs])
+        print(
+            f"{args.against}, after the same text: {same} of {len(tokens)} tokens are"
+            f" the same, logits differ by {error:.1e} of the largest (median),"
+            f" divergence {np.mean([divergence(*pair) for pair in pairs]):.1e}"
+        )
     if args.pytorch:
         reference = transformers.AutoModelForCausalLM.from_pretrained(
             args.checkpoint, dtype=torch.float32
@@ -127,9 +155,9 @@ def main() -> None:
             do_sample=False,
             max_new_tokens=len(tokens),
         )
-        pairs = zip(tokens, after[0, len(prompt) :].tolist(), strict=False)
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-        print(f"the first {len([*same])} of {len(tokens)} tokens are those of PyTorch")
+        both = zip(tokens, after[0, len(prompt) :].tolist(), strict=False)
+        count = len([*itertools.takewhile(lambda pair: pair[0] == pair[1], both)])
+        print(f"the first {count} of {len(tokens)} tokens are those of PyTorch")
 
 
 if __name__ == "__main__":

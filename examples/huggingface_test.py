@@ -51,12 +51,21 @@ class HuggingFaceTest(absltest.TestCase):
         checkpoint.convert(prefill_lengths=[4], cache_length=32).export(tflite)
         tokens, _ = huggingface.expected(model, [5, 7, 11], steps=6)
         arguments = [__file__, tflite, folder, "w5 w7 w11", "--steps=6", "--pytorch"]
+        arguments += ["--against", tflite]
         with (
             mock.patch.object(sys, "argv", [*map(str, arguments)]),
             contextlib.redirect_stdout(io.StringIO()) as output,
         ):
             generate.main()
-        text, _, verdict = output.getvalue().splitlines()
+        text, _, other, verdict = output.getvalue().splitlines()
+        self.assertIn("6 of 6 tokens are the same, logits differ by 0.0e+00", other)
+        # A file that follows another's text says what it would have taken.
+        forced = generate.greedy(arn.Model.load(tflite), [5, 7, 11], text=[1, 2])
+        after = huggingface.expected(model, [5, 7, 11, 1, 2], steps=1)[0]
+        self.assertEqual([t for t, _ in forced][:3:2], [tokens[0], *after])
+        self.assertAlmostEqual(
+            generate.divergence(np.log([1, 1]), np.log([1, 3])), np.log(4 / 3) / 2
+        )
         self.assertEqual(text, " ".join(f"w{token}" for token in tokens))
         self.assertEqual(verdict, "the first 6 of 6 tokens are those of PyTorch")
 

@@ -134,6 +134,8 @@ class ConvertTest(absltest.TestCase):
             (f"{self.source}:ends", "SystemExit: 3"),
             (f"{self.source}:missing", "it has no function 'missing'"),
             (str(self.folder), "checkpoint has no example inputs"),
+            (str(self.source), ": expected FILE.py:FACTORY"),
+            (str(self.folder / "llama"), "it does not exist; expected FILE.py:FACTORY"),
         ):
             with self.assertRaises(ValueError) as caught:
                 sources.load_source(source)

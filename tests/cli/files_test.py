@@ -1,6 +1,7 @@
 """The commands inspect, fuse and translate, and what all commands have in common."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -253,6 +254,7 @@ class FilesTest(parameterized.TestCase):
             self.assertEqual(code, 2)
             self.assertLen(errors.splitlines(), 1)
             self.assertStartsWith(errors, "error: ")
+            self.assertNotIn(".;", errors)
         code, text, _ = run("--version")
         self.assertEqual((code, text), (0, f"ai-edge-rms-norm {arn.__version__}\n"))
         names = [*typer.main.get_command(app).commands]
@@ -267,6 +269,22 @@ class FilesTest(parameterized.TestCase):
             self.assertEqual(
                 text.count("ai-edge-rms-norm"), text.count("  ai-edge-rms")
             )
+
+
+class TitleTest(absltest.TestCase):
+    def test_reports_leave_out_the_modules_of_classes(self):
+        builder, y = norm_graph()
+        path = pathlib.Path(self.create_tempdir().full_path, "norm.tflite")
+        path.write_bytes(builder.content(y))
+        (norm,) = inspection.inspect(path).norms
+        for layer, title in (
+            ("a.b_c.LlamaModel_model/d.e2.Norm_in;", "LlamaModel_model/Norm_in"),
+            ("a.Norm_q;3", "Norm_q;3"),
+            ("dense.1/x.Y/v1.2", "dense.1/Y/v1.2"),
+            ("model/norm/mul", "model/norm/mul"),
+        ):
+            renamed = dataclasses.replace(norm, layer=layer)
+            self.assertEqual(renamed.title, title)
 
 
 class GraphTest(absltest.TestCase):

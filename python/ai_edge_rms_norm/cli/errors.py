@@ -46,7 +46,8 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, _USAGE_ERROR):
-        return f"{error.format_message()}; --help shows the usage"  # type: ignore[attr-defined]
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        return f"{message}; --help shows the usage"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, MemoryError):

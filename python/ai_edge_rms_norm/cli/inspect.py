@@ -15,7 +15,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _row(norm: inspection.InspectedNorm) -> list[str]:
     return [
-        norm.layer,
+        norm.title,
         _kind(norm),
         "" if norm.hidden_size is None else str(norm.hidden_size),
         "" if norm.epsilon is None else repr(norm.epsilon),

@@ -110,7 +110,7 @@ def _print(
         reason = norm.reason or _why_not_translated(norm.encoding)
         place = f"{norm.model}, " if norm.model else ""
         place += f"subgraph {norm.subgraph}, operator {norm.operator}"
-        print(f"left alone: {norm.layer} ({place}): {reason}")
+        print(f"left alone: {norm.title} ({place}): {reason}")
     if not output.settings.quiet and result.after.norms:
         print_runtimes(result.after)
     verb = "would be written" if dry_run else "replaced" if replaced else "written"

@@ -53,7 +53,8 @@ def load_source(source: str | os.PathLike[str]) -> Source:
             f"{name}: a Hugging Face checkpoint has no example inputs; convert it with"
             " ai_edge_rms_norm.conversion.huggingface or: ai-edge-rms-norm convert"
         )
-    raise ValueError(f"{name}: expected FILE.py:FACTORY, a .pt2 or a checkpoint")
+    what = "expected" if pathlib.Path(name).exists() else "it does not exist; expected"
+    raise ValueError(f"{name}: {what} FILE.py:FACTORY, a .pt2 or a checkpoint")
 
 
 def load_factory(path: str | os.PathLike[str], name: str) -> Source:

@@ -192,12 +192,12 @@ class CheckReport:
 
     def summary(self) -> str:
         """Returns the findings and their cure, one line each."""
-        lines = [f"{norm.norm.layer}: {norm.finding}" for norm in self.findings]
+        lines = [f"{norm.norm.title}: {norm.finding}" for norm in self.findings]
         lines += [result.summary() for result in self.gpu]
         if self.cure:
             lines.append(f"cure: {self.cure}")
         unmeasured = [norm for norm in self.norms if norm.statistics is None]
-        lines += [f"{n.norm.layer}: not measured: {n.reason}" for n in unmeasured]
+        lines += [f"{n.norm.title}: not measured: {n.reason}" for n in unmeasured]
         lines.append(
             f"{self.name}: {len(self.norms)} norms,"
             f" {len(self.findings) + len(self.gpu_findings)} findings,"
@@ -293,7 +293,7 @@ class CheckReport:
 def _row(checked: CheckedNorm) -> list[str]:
     norm, numbers = checked.norm, checked.statistics
     cells = [
-        f"{norm.model}, {norm.layer}" if norm.model else norm.layer,
+        f"{norm.model}, {norm.title}" if norm.model else norm.title,
         ", ".join(norm.signatures),
         str(norm.hidden_size),
         repr(norm.epsilon),

@@ -94,11 +94,11 @@ class Model:
             f" {len(result.norms)} norms, {len(result.skipped)} left alone"
         ]
         lines += [
-            f"{norm.layer}: {norm.encoding}, hidden size {norm.hidden_size},"
+            f"{norm.title}: {norm.encoding}, hidden size {norm.hidden_size},"
             f" epsilon {norm.epsilon!r}, {'a' if norm.has_weight else 'no'} weight"
             for norm in result.norms
         ]
-        lines += [f"{norm.layer}: left alone: {norm.reason}" for norm in result.skipped]
+        lines += [f"{norm.title}: left alone: {norm.reason}" for norm in result.skipped]
         return "\n".join(lines)
 
     def compare(

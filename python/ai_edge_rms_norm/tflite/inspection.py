@@ -7,6 +7,7 @@ for norm in inspect("model.tflite").norms:
 import collections
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 
 from ai_edge_litert import schema_py_generated as schema
@@ -25,6 +26,10 @@ __all__ = [
     "inspect_models",
     "runtimes",
 ]
+
+
+# The Python modules of the classes that litert-torch names layers by.
+_MODULES = re.compile(r"(?<![^/])(?:[a-z_]\w*\.)+(?=[A-Z])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,11 @@ class InspectedNorm:
     layer: str
     num_operators: int
     reason: str
+
+    @property
+    def title(self) -> str:
+        """The layer as reports show it: without the modules of its classes."""
+        return _MODULES.sub("", self.layer).rstrip(";")
 
     @property
     def is_fused(self) -> bool:
