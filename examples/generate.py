@@ -3,8 +3,8 @@
     python examples/generate.py model.tflite CHECKPOINT "What is the capital of France?"
 
 CHECKPOINT is the folder that was converted, with its tokenizer. --pytorch compares the
-tokens with PyTorch, --against OTHER.tflite tokens and logits with that file, on the same
-text. Needs transformers and the wheel with [torch].
+tokens with PyTorch's; --against OTHER.tflite gives that file the same text and compares
+the logits. Needs transformers and the wheel with [torch].
 """
 
 import argparse
