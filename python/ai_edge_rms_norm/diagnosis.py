@@ -26,7 +26,7 @@ _PACKAGES = (
     "litert-lm-builder",
 )
 # Those that the kernel variants are made for.
-_CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "asimd", "fphp")
+_CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "asimd", "bf16")
 _MODEL = """
 import numpy as np
 from ai_edge_litert import schema_py_generated as s
