@@ -12,6 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import ai_edge_rms_norm as arn
+from ai_edge_rms_norm.runtime import check as check_lib
 from ai_edge_rms_norm.runtime import gpu
 from ai_edge_rms_norm.tflite import edit, flatbuffer
 from testing import tflite_builder
@@ -153,6 +154,12 @@ class CheckTest(parameterized.TestCase):
         self.assertEqual((document["kind"], document["findings"]), ("check", 0))
         self.assertLen(document["norms"], 2)
         self.assertEmpty(document["gpu"])
+
+    def test_many_inputs_are_counted(self):
+        x = {"args_0": self.x}
+        self.assertEqual(check_lib._names(x), "args_0")
+        self.assertEqual(check_lib._names(dict.fromkeys("abcde")), "5 inputs")
+        self.assertEqual(arn.check(self.plain, x).inputs, "args_0")
 
     def test_it_prints(self):
         report = arn.check(self.plain, {"args_0": self.x})

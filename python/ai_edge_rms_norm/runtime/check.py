@@ -129,6 +129,7 @@ class CheckedNorm:
         }
 
 
+_FEW = 4  # Inputs that are named in the summary.
 _COLUMNS = (
     "norm",
     "signature",
@@ -548,8 +549,13 @@ def _read(inputs: _INPUTS) -> tuple[Mapping[str, npt.ArrayLike] | int, str]:
             raise ValueError(f"inputs must be at least 1 random run, got {count}")
         return count, f"{count} x random N(0, 1)"
     if isinstance(inputs, Mapping):
-        return inputs, ", ".join(map(str, inputs))
+        return inputs, _names(inputs)
     values = execution.read_inputs(inputs)
     if isinstance(values, np.ndarray):
         raise ValueError(f"{os.fspath(inputs)}: expected a .npz, which has names")  # noqa: TRY004
-    return values, f"{', '.join(values)} of {os.fspath(inputs)}"
+    return values, f"{_names(values)} of {os.fspath(inputs)}"
+
+
+def _names(inputs: Mapping[str, Any]) -> str:
+    # A language model has one for each key and each value in the cache.
+    return ", ".join(inputs) if len(inputs) <= _FEW else f"{len(inputs)} inputs"
