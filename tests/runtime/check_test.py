@@ -1,5 +1,6 @@
 """What `check` says of norms, against numbers by hand."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -160,6 +161,14 @@ class CheckTest(parameterized.TestCase):
         self.assertEqual(check_lib._names(x), "args_0")
         self.assertEqual(check_lib._names(dict.fromkeys("abcde")), "5 inputs")
         self.assertEqual(arn.check(self.plain, x).inputs, "args_0")
+
+    def test_many_norms_that_were_not_measured_are_counted(self):
+        report = arn.check(self.plain, {"args_0": self.x})
+        norm = dataclasses.replace(report.norms[0], statistics=None, reason="it is off")
+        for count, shown in ((2, norm.norm.title), (5, "5 norms")):
+            many = dataclasses.replace(report, norms=(norm,) * count)
+            lines = many.summary().splitlines()
+            self.assertIn(f"{shown}: not measured: it is off", lines)
 
     def test_it_prints(self):
         report = arn.check(self.plain, {"args_0": self.x})

@@ -129,7 +129,7 @@ class CheckedNorm:
         }
 
 
-_FEW = 4  # Inputs that are named in the summary.
+_FEW = 4  # Inputs, or norms with one reason, that the summary names.
 _COLUMNS = (
     "norm",
     "signature",
@@ -198,7 +198,12 @@ class CheckReport:
         if self.cure:
             lines.append(f"cure: {self.cure}")
         unmeasured = [norm for norm in self.norms if norm.statistics is None]
-        lines += [f"{n.norm.title}: not measured: {n.reason}" for n in unmeasured]
+        by_reason: dict[str, list[str]] = {}
+        for norm in unmeasured:
+            by_reason.setdefault(norm.reason, []).append(norm.norm.title)
+        for reason, titles in by_reason.items():
+            few = titles if len(titles) <= _FEW else [f"{len(titles)} norms"]
+            lines += [f"{title}: not measured: {reason}" for title in few]
         lines.append(
             f"{self.name}: {len(self.norms)} norms,"
             f" {len(self.findings) + len(self.gpu_findings)} findings,"
