@@ -106,7 +106,7 @@ def environment(lock: pathlib.Path) -> pathlib.Path:
     complete = folder / "complete"
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Two checkouts may build at the same time.
-    with open(folder.with_suffix(".lock"), "w") as guard:
+    with open(f"{folder}.lock", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         if not complete.exists():
             try:
