@@ -21,9 +21,11 @@ from ai_edge_litert import schema_py_generated as schema
 
 import ai_edge_rms_norm as arn
 from ai_edge_rms_norm.cli import output
-from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 from ai_edge_rms_norm.tflite import flatbuffer
 from testing import timing, transformer
+
+with output.without_log_lines():  # Of what the front end imports.
+    from ai_edge_rms_norm.conversion.torch_frontend import FRONT_END
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the .tflite files; default: a temporary one."
