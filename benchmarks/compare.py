@@ -56,7 +56,11 @@ _PEERS = flags.DEFINE_multi_string("peer", [], "NAME=LIBRARY of a peer, repeatab
 _EPSILON = 1e-6
 _MEMCPY, _FLOOR = "memcpy", "floor"
 _USUAL_PEERS = ("gemma.cpp", "oneDNN", "ggml")
-_FLOOR_LIBRARY = "kernels/rms_norm/librms_norm_floor.so"
+# Of this repository. The kernel is called as the peers are, without an interpreter.
+_LIBRARIES = {
+    _FLOOR: "kernels/rms_norm/librms_norm_floor.so",
+    "ours, kernel": "kernels/rms_norm/librms_norm_kernel.so",
+}
 _PAGE = 4096
 # XNNPACK's idle threads spin for a million pauses, 47 ms at 3 GHz, ONNX Runtime's and
 # OpenMP's for less. A second CPU that slept would take some milliseconds to wake up.
@@ -202,7 +206,8 @@ def _peer(library: str, x: np.ndarray, weight: np.ndarray) -> Contestant:
 
 def _libraries() -> dict[str, str]:
     """Returns the libraries of peers by name."""
-    libraries = {_FLOOR: str(pathlib.Path(__file__).parents[1] / _FLOOR_LIBRARY)}
+    root = pathlib.Path(__file__).parents[1]
+    libraries = {name: str(root / library) for name, library in _LIBRARIES.items()}
     folder = pathlib.Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."))
     for peer in _PEERS.value:
         name, separator, library = peer.partition("=")
