@@ -122,9 +122,14 @@ std::optional<std::vector<bool>> SqueezedAxes(const TfLiteNode& node,
   return squeezed;
 }
 
+// -1 if a size is open, or if the number does not fit.
 int64_t NumElements(const ShapeView& shape) {
   int64_t elements = 1;
-  for (const int size : shape) elements *= size;
+  for (const int size : shape) {
+    if (size < 0 || __builtin_mul_overflow(elements, size, &elements)) {
+      return -1;
+    }
+  }
   return elements;
 }
 
@@ -237,15 +242,16 @@ bool CanonicalGraph::ReadOperands(const TfLiteNode& node, int num_operands,
   if (node.inputs->size < num_operands || node.outputs->size != 1) return false;
   canonical->output = node.outputs->data[0];
   canonical->a = node.inputs->data[0];
-  canonical->b = node.inputs->size > 1 ? node.inputs->data[1] : kNone;
+  const int b = node.inputs->size > 1 ? node.inputs->data[1] : kNone;
+  canonical->b = IsTensor(b) ? b : kNone;
   return IsTensor(canonical->output) && IsTensor(canonical->a) &&
-         (IsTensor(canonical->b) || num_operands < 2);
+         (canonical->b != kNone || num_operands < 2);
 }
 
 bool CanonicalGraph::HasSoundOperands(int builtin,
                                       const CanonicalNode& node) const {
   if (!IsSound(node.output) || !IsSound(node.a) ||
-      (IsTensor(node.b) && !IsSound(node.b))) {
+      (node.b != kNone && !IsSound(node.b))) {
     return false;
   }
   return IsFloat(node.a) && IsFloat(node.output) &&
@@ -417,7 +423,7 @@ bool CanonicalGraph::IsBroadcast(const CanonicalNode& node) const {
 std::optional<std::vector<int>> CanonicalGraph::NewShape(
     const TfLiteNode& node, const CanonicalNode& canonical) const {
   if (node.inputs->size > 1) {
-    return IsTensor(canonical.b) && tensor(canonical.b).dims->size == 1
+    return canonical.b != kNone && tensor(canonical.b).dims->size == 1
                ? Integers(canonical.b)
                : std::nullopt;
   }
@@ -444,8 +450,8 @@ bool CanonicalGraph::IsReshaped(const TfLiteNode& node,
   for (int i = 0; i < output.rank; ++i) {
     if ((*sizes)[i] != output[i] && (*sizes)[i] != -1) return false;
   }
-  return !IsStatic(output) ||
-         (IsStatic(shape) && NumElements(shape) == NumElements(output));
+  const int64_t elements = NumElements(output);
+  return !IsStatic(output) || (elements >= 0 && NumElements(shape) == elements);
 }
 
 bool CanonicalGraph::IsExpanded(const CanonicalNode& node) const {
@@ -505,8 +511,9 @@ bool CanonicalGraph::IsBroadcastTo(const CanonicalNode& node) const {
 int64_t CanonicalGraph::StoredElements(int index, std::size_t size) const {
   const TfLiteTensor& t = tensor(index);
   const int64_t count = NumElements({t.dims->size, t.dims->data});
-  return IsStored(index) && t.sparsity == nullptr &&
-                 t.bytes == static_cast<std::size_t>(count) * size
+  return IsStored(index) && t.sparsity == nullptr && count >= 0 &&
+                 t.bytes % size == 0 &&
+                 t.bytes / size == static_cast<std::size_t>(count)
              ? count
              : -1;
 }

@@ -5,13 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <deque>
-#include <numeric>
-#include <string>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/tflite/fake_graph.h"
 #include "kernels/tflite/int_array.h"
 
 namespace ai_edge_rms_norm {
@@ -22,94 +20,6 @@ using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
 using Ints = std::vector<int>;
-
-// A graph as a delegate sees it.
-class FakeGraph : public TfLiteContext {
- public:
-  FakeGraph() : TfLiteContext() {
-    GetNodeAndRegistration = [](TfLiteContext* context, int index,
-                                TfLiteNode** node,
-                                TfLiteRegistration** registration) {
-      auto* self = static_cast<FakeGraph*>(context);
-      if (index < 0 || index >= static_cast<int>(self->nodes_.size())) {
-        return kTfLiteError;
-      }
-      *node = &self->nodes_[index].node;
-      *registration = &self->nodes_[index].registration;
-      return kTfLiteOk;
-    };
-  }
-  FakeGraph(const FakeGraph&) = delete;
-  FakeGraph& operator=(const FakeGraph&) = delete;
-
-  int Tensor(const Ints& shape, TfLiteType type = kTfLiteFloat32) {
-    TfLiteTensor& tensor = tensors_.emplace_back();
-    dims_.push_back(NewIntArray(shape.data(), shape.size()));
-    tensor.type = type;
-    tensor.dims = dims_.back().get();
-    tensor.allocation_type = kTfLiteArenaRw;
-    tensors = tensors_.data();
-    tensors_size = tensors_.size();
-    return static_cast<int>(tensors_size) - 1;
-  }
-
-  template <typename T>
-  int Constant(const Ints& shape, const std::vector<T>& values,
-               TfLiteType type) {
-    const int index = Tensor(shape, type);
-    const auto* bytes = reinterpret_cast<const uint8_t*>(values.data());
-    data_.emplace_back(bytes, bytes + values.size() * sizeof(T));
-    tensors_[index].data = data_.back().data();
-    tensors_[index].bytes = data_.back().size();
-    tensors_[index].allocation_type = kTfLiteMmapRo;
-    return index;
-  }
-
-  int Node(int builtin, const Ints& inputs, int output, bool keep_dims = true) {
-    FakeNode& node = nodes_.emplace_back();
-    node.inputs = NewIntArray(inputs.data(), inputs.size());
-    node.outputs = NewIntArray(&output, 1);
-    node.node.inputs = node.inputs.get();
-    node.node.outputs = node.outputs.get();
-    if (builtin == kTfLiteBuiltinMean) node.params[0] = keep_dims;
-    node.node.builtin_data = node.params;
-    node.registration.builtin_code = builtin;
-    return output;
-  }
-
-  // x * rsqrt(mean(x * x) + 0.25); the tensors are those of the names.
-  int Norm(int x) {
-    square = Node(kTfLiteBuiltinMul, {x, x}, Tensor({2, 4}));
-    axis = Constant<int32_t>({1}, {1}, kTfLiteInt32);
-    mean = Node(kTfLiteBuiltinMean, {square, axis}, Tensor({2, 1}));
-    epsilon = Constant<float>({}, {0.25f}, kTfLiteFloat32);
-    shifted = Node(kTfLiteBuiltinAdd, {mean, epsilon}, Tensor({2, 1}));
-    inverse = Node(kTfLiteBuiltinRsqrt, {shifted}, Tensor({2, 1}));
-    return Node(kTfLiteBuiltinMul, {x, inverse}, Tensor({2, 4}));
-  }
-
-  std::vector<RmsNormMatch> Find(const Ints& outputs) {
-    Ints nodes(nodes_.size());
-    std::iota(nodes.begin(), nodes.end(), 0);
-    return FindRmsNorms(this, nodes, outputs);
-  }
-
-  int square = -1, axis = -1, mean = -1, epsilon = -1, shifted = -1,
-      inverse = -1;
-
- private:
-  struct FakeNode {
-    TfLiteNode node{};
-    TfLiteRegistration registration{};
-    IntArray inputs, outputs;
-    int params[16] = {};
-  };
-
-  std::vector<TfLiteTensor> tensors_;
-  std::deque<IntArray> dims_;
-  std::deque<std::vector<uint8_t>> data_;
-  std::deque<FakeNode> nodes_;
-};
 
 TEST(RmsNormPatternTest, Match) {
   FakeGraph graph;
@@ -241,14 +151,34 @@ TEST(RmsNormPatternTest, ConstantsOfAnotherSize) {
   EXPECT_EQ(matches[0].y, y);
 }
 
+// The product of the sizes does not fit into 64 bits, or only if two of them
+// are negative.
+TEST(RmsNormPatternTest, ShapesThatAreNotOfATensor) {
+  for (const Ints& shape : {Ints{1 << 30, 1 << 30, 1 << 30}, Ints{-1, -4}}) {
+    FakeGraph graph;
+    const int y = graph.Norm(graph.Tensor({2, 4}));
+    const int weight =
+        graph.Constant<float>(shape, {1, 2, 3, 4}, kTfLiteFloat32);
+    const int scaled =
+        graph.Node(kTfLiteBuiltinMul, {y, weight}, graph.Tensor({2, 4}));
+    const int sizes = graph.Constant<int32_t>({3}, shape, kTfLiteInt32);
+    graph.Node(kTfLiteBuiltinReshape, {graph.Tensor(shape), sizes},
+               graph.Tensor(shape));
+    const std::vector<RmsNormMatch> matches = graph.Find({scaled});
+    ASSERT_THAT(matches, SizeIs(1));
+    EXPECT_EQ(matches[0].y, y);
+  }
+}
+
 TEST(RmsNormPatternTest, OperandsThatAreNotTensors) {
   for (const Ints& inputs : {Ints{}, {0}, {0, -1}, {-1, 0}, {0, 1 << 30}}) {
     FakeGraph graph;
     const int x = graph.Tensor({2, 4});
-    for (const int builtin : {kTfLiteBuiltinMul, kTfLiteBuiltinMean,
-                              kTfLiteBuiltinPow, kTfLiteBuiltinReshape,
-                              kTfLiteBuiltinExpandDims, kTfLiteBuiltinSqueeze,
-                              kTfLiteBuiltinBroadcastTo, kTfLiteBuiltinCast}) {
+    for (const int builtin :
+         {kTfLiteBuiltinMul, kTfLiteBuiltinMean, kTfLiteBuiltinPow,
+          kTfLiteBuiltinReshape, kTfLiteBuiltinExpandDims,
+          kTfLiteBuiltinSqueeze, kTfLiteBuiltinBroadcastTo, kTfLiteBuiltinCast,
+          kTfLiteBuiltinSquare, kTfLiteBuiltinAbs}) {
       graph.Node(builtin, inputs, graph.Tensor({2, 4}));
       graph.Node(builtin, {x, x}, -1);
       graph.Node(builtin, {x, x}, 1 << 30);
