@@ -17,6 +17,7 @@ _TARGETS = (
     "//kernels/...",
     "//fuzz/...",
     "//fuzz:kernel_fuzzer",
+    "//fuzz:pattern_fuzzer",
     "//fuzz:rms_norm_options_fuzzer",
     "//third_party/...",
 )
