@@ -37,8 +37,13 @@ _ROUNDS = flags.DEFINE_integer("rounds", 50, "Timed rounds, interleaved.", 3)
 _TOLERANCE = 1e-5
 
 _COLUMNS = (
-    *("model", "rel error", "convert s", "fused µs", "plain µs"),
-    *("ratio", "quartiles"),
+    "model",
+    "rel error",
+    "convert s",
+    "fused µs",
+    "plain µs",
+    "ratio",
+    "quartiles",
 )
 _OPERATOR_NAMES = {
     value: name

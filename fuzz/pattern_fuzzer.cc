@@ -75,7 +75,7 @@ class RandomGraph {
       const bool ordered =
           !match.nodes.empty() &&
           std::is_sorted(match.nodes.begin(), match.nodes.end()) &&
-          match.nodes.front() >= 0 && match.nodes.back() < num_nodes_;
+          match.nodes.front() >= 0 && match.nodes.back() < graph_.num_nodes();
       const bool named =
           IsTensor(match.x) && IsTensor(match.y) &&
           (match.weight == kTfLiteOptionalTensor || IsTensor(match.weight));
@@ -121,19 +121,21 @@ class RandomGraph {
   }
 
   int AddConstant() {
-    std::vector<float> floats(choose_.Next(6));
-    std::vector<int32_t> ints(floats.size());
     switch (choose_.Next(3)) {
       case 0:
         return graph_.Constant<float>({}, {choose_.Of(kNumbers)},
                                       kTfLiteFloat32);
-      case 1:
-        for (float& value : floats) value = choose_.Of(kNumbers);
-        return graph_.Constant(AShape(), floats, kTfLiteFloat32);
-      default:
-        for (int32_t& value : ints) value = choose_.Next(5) - 2;
-        return graph_.Constant({static_cast<int>(ints.size())}, ints,
+      case 1: {
+        std::vector<float> values(choose_.Next(6));
+        for (float& value : values) value = choose_.Of(kNumbers);
+        return graph_.Constant(AShape(), values, kTfLiteFloat32);
+      }
+      default: {
+        std::vector<int32_t> values(choose_.Next(6));
+        for (int32_t& value : values) value = choose_.Next(5) - 2;
+        return graph_.Constant({static_cast<int>(values.size())}, values,
                                kTfLiteInt32);
+      }
     }
   }
 
@@ -156,7 +158,6 @@ class RandomGraph {
   void AddNode() {
     if (choose_.Next(8) == 0) {
       last_ = graph_.Norm(last_);
-      num_nodes_ += 5;
       return;
     }
     const int builtin = choose_.Of(kBuiltins);
@@ -164,7 +165,6 @@ class RandomGraph {
     for (int& input : inputs) input = AnOperand();
     const int output = choose_.Next(16) == 1 ? AnOperand() : AddTensor();
     graph_.Node(builtin, inputs, output);
-    ++num_nodes_;
     // A runtime's options hold no other booleans than these; BATCH_MATMUL has
     // several.
     graph_.SetOption(builtin == kTfLiteBuiltinBatchMatmul
@@ -197,7 +197,6 @@ class RandomGraph {
 
   Chooser choose_;
   FakeGraph graph_;
-  int num_nodes_ = 0;
   int last_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// A graph that is not in a file, for tests of what a delegate sees.
+// A graph as a delegate sees it, for tests without a file and a runtime.
 #ifndef KERNELS_TFLITE_FAKE_GRAPH_H_
 #define KERNELS_TFLITE_FAKE_GRAPH_H_
 
@@ -14,7 +14,6 @@
 
 namespace ai_edge_rms_norm {
 
-// A graph as a delegate sees it.
 class FakeGraph : public TfLiteContext {
  public:
   FakeGraph() : TfLiteContext() {
@@ -22,7 +21,7 @@ class FakeGraph : public TfLiteContext {
                                 TfLiteNode** node,
                                 TfLiteRegistration** registration) {
       auto* self = static_cast<FakeGraph*>(context);
-      if (index < 0 || index >= static_cast<int>(self->nodes_.size())) {
+      if (index < 0 || index >= self->num_nodes()) {
         return kTfLiteError;
       }
       *node = &self->nodes_[index].node;
@@ -68,6 +67,8 @@ class FakeGraph : public TfLiteContext {
     node.registration.builtin_code = builtin;
     return output;
   }
+
+  int num_nodes() const { return static_cast<int>(nodes_.size()); }
 
   // Sets the first number of the options of the last node.
   void SetOption(int value) { nodes_.back().params[0] = value; }

@@ -75,7 +75,6 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         help=text.replace("\n\nExamples:", "\n\n\b\nExamples:"),
         short_help=text.partition("\n")[0],
     )(run)
-    app.registered_commands.sort(key=lambda of: of.name or "")
     return function
 
 
